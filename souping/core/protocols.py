@@ -327,13 +327,15 @@ class WeightStream:
 class WeightSamples:
     """Values at fixed positions of an engine's tensors, after it fused, split and packed them.
 
-    `unchecked` names the tensors that the engine holds in a form without the checkpoint's values.
+    `unchecked` names the tensors that the engine holds in a form without the checkpoint's values. `adapters` if the
+    values are those of an adapter alone, without its base.
     """
 
     tensors: tuple[tuple[str, str, int], ...]
     """(name, dtype by torch's name, number of values) of each tensor, in the order of `values`"""
     values: NDArray[np.float32]
     unchecked: Names = ()
+    adapters: bool = False
 
 
 @frozen
@@ -396,6 +398,12 @@ class LoadedModel(ABC):
         """Folder that an engine loads before `stream` replaces the weights; None: `folder` has to be written for it."""
         return None
 
+    @property
+    def half(self) -> LoadedModel | None:
+        """The model with all weights halved, which an engine that was just started with this one has to take and then
+        to replace by this one again. None if that shows nothing."""
+        return None
+
     def check_weights(self, samples: WeightSamples) -> None:
         """Compare what an engine holds after it loaded this model (UserError if that is another model)."""
         return None
@@ -416,6 +424,11 @@ class Hosting:
     def module_settings(self) -> ModuleSettings:
         """How to load the live module."""
         return ModuleSettings()
+
+    @property
+    def engine_version(self) -> str:
+        """Name and version of the engine that answers, for the report; empty if it is not known."""
+        return ""
 
     def stored(self, soup: str, items: Sequence[Item]) -> None:
         """Called once the records of these items are in the store. What was kept until then may be deleted."""

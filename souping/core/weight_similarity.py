@@ -36,15 +36,26 @@ class Rounding:
     dtype: str
     """the soup's dtype, by torch's name"""
     error: float | None
-    """distance that rounding moves the soup, over that to its nearest ingredient; null for one ingredient"""
+    """distance that rounding moves the soup, over that to its nearest ingredient; null for one ingredient, and if a
+    weight overflows"""
     kept: float | None
     """with a base model, the share of the soup's change from the base that is left, as projected on that change"""
     largest: float
     """largest weight of the soup, without its sign"""
 
     @property
+    def overflows(self) -> bool:
+        """Whether a weight of the soup is too large for float16."""
+        return "float16" in self.dtype.split("+") and self.largest > LARGEST_FLOAT16
+
+    @property
     def warning(self) -> str | None:
         """What a reader must know; None if the change is kept."""
+        if self.overflows:
+            return (
+                f"weights of the soup up to {self.largest:.3g} overflow {self.dtype}, which ends at {LARGEST_FLOAT16}: "
+                "set merge.dtype=bfloat16 or float32"
+            )
         if self.kept is None or self.kept >= LEAST_KEPT:
             return None
         wider = "merge.dtype=float32"

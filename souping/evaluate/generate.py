@@ -29,6 +29,7 @@ from souping.core.protocols import (
     Sampling,
     Scoring,
 )
+from souping.core.system import installed
 from souping.core.types import (
     TEXT,
     Folders,
@@ -74,6 +75,10 @@ class LiveHosting(Hosting):
         if self.engine is None:
             return self.machine.module_settings()
         return self.engine.module_settings(self.machine)
+
+    @property
+    def engine_version(self) -> str:
+        return installed(*(self.engine.packages if self.engine else TransformersEngine.packages))
 
 
 @component

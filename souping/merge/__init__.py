@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
+from souping.checkpoints.views import Float32
 from souping.core.protocols import AdapterShape, Component, WeightStream
 from souping.core.text import parse_size
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
@@ -85,6 +86,13 @@ class CandidatePool(Component, ABC):
     def similarity(self, weights: Mapping[str, float]) -> PoolSimilarity | None:
         """How similar these candidates are, and what rounding their soup loses; None if that is not known."""
         return None
+
+    def stored_values(self, name: str, update: bool) -> Mapping[str, Float32]:
+        """{tensor: some of its values} of a candidate in its files; of an adapter's `update` alone, or with the base.
+
+        Empty if that is not known.
+        """
+        return {}
 
     @abstractmethod
     def recipe(self, weights: Mapping[str, float]) -> Recipe:

@@ -18,6 +18,7 @@ from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
 from souping.checkpoints.hub import cached_name, parse_name
 from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
+from souping.checkpoints.views import Float32
 from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
 from souping.core.protocols import AdapterShape
@@ -139,12 +140,35 @@ class AdapterPool(CandidatePool):
             # Weights do not matter: what adapters add is compared, and no soup of them is rounded.
             self._similarities[names] = update_similarity(names, self._updates(names))
         similarity = self._similarities[names]
-        if similarity is None or self._merge.rank is None:
+        if self._merge.rank is None:
             return similarity
+        if similarity is None:
+            # Updates that cannot be compared are truncated all the same.
+            similarity = PoolSimilarity(models={}, groups=(), lowest=None, blocks=0)
         used = {name: weight for name, weight in weights.items() if weight}
         reader = factors.TensorReader(self._opened)
         error = factors.truncation_error(reader, self.shares(used), self._merge.rank)
         return replace(similarity, truncation=error)
+
+    def stored_values(self, name: str, update: bool) -> Mapping[str, Float32]:
+        """As `CandidatePool.stored_values`: rows in the middle of every weight that an adapter of the pool changes."""
+        reader = factors.TensorReader(self._opened)
+        parts = self.adapters[name].parts
+        values = dict[str, Float32]()
+        for module, site in self.sites.items():
+            # Its tensor may also be another module's.
+            if site.shared:
+                continue
+            middle = site.tensor.shape[0] // 2
+            rows = reader.rows(self.base_name, site.tensor, middle, min(UPDATE_ROWS, middle))
+            if update:
+                rows = np.zeros_like(rows)
+            if module in parts:
+                share = (name, parts[module], 1.0)
+                product = factors.product(reader, [share], factors.FULL, site.transposed)
+                rows = product.added(rows, middle)
+            values[site.tensor.name] = rows.reshape(-1)
+        return values
 
     def _updates(self, names: Names) -> Iterator[FloatArray]:
         """Blocks [M, elements] of the updates scaling * B A of M adapters, in a few modules that all of them adapt.

@@ -4,22 +4,26 @@ An engine fuses, splits and packs the tensors of a checkpoint, so they cannot be
 average, element by element: where an element of every candidate went when it was loaded from its folder, the soup's
 goes too. So the values of a soup at fixed positions of an engine's tensors are the averages of the candidates' values
 there, to the last bit if the engine's dtype holds the candidates' values exactly.
+
+An average of what was never loaded is an average too. So half of a candidate has to arrive as half of its values, and
+candidates whose files differ in a tensor have to differ in the engine's tensor.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.checkpoints.header import TORCH_NAMES
+from souping.checkpoints.header import TORCH_DTYPES, TORCH_NAMES
 from souping.checkpoints.views import Float32
 from souping.core.protocols import WeightSamples
 from souping.core.text import listed
-from souping.core.types import BoolArray, Recipe, UserError, frozen
+from souping.core.types import BoolArray, Names, Recipe, UserError, frozen
 from souping.merge.kernels import linear, torch_dtype
 
 if TYPE_CHECKING:
@@ -32,8 +36,12 @@ SAMPLED_VALUES = 256
 SIGNIFICANT_BITS = {"F32": 24, "BF16": 8, "F16": 11}
 LEAST_FLOAT16 = 2.0**-24
 """The smallest fp16 number: errors of numbers near zero are not relative."""
+DIFFERING = 0.25
+"""Share of a tensor's values in the files that differ, from which on the engine's tensors have to differ too."""
 ADAPTER_SETTINGS = {"adapters", "base"}
 """Settings of a recipe of adapters whose soup is the average of its ingredients, if their weights sum to one."""
+StoredValues = Callable[[str, bool], Mapping[str, Float32]]
+"""stored(candidate, whether an adapter's update alone is meant): {tensor: some of its values in the files}"""
 
 
 def sample_weights(named: Iterable[tuple[str, torch.Tensor]]) -> WeightSamples:
@@ -77,14 +85,15 @@ class LoadedCandidate:
 class LoadedWeights:
     """Sampled values of a pool's candidates, as engines hold them, to compare the values of soups with.
 
-    Engines whose tensors have other names, dtypes or sizes do not share values.
+    Engines whose tensors have other names, dtypes or sizes do not share values. `stored` reads values of the files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stored: StoredValues = lambda candidate, update: {}) -> None:
+        self._stored = lru_cache(maxsize=None)(stored)
         # {tensors of an engine: {candidate: sampled values}}
         self._candidates: dict[object, dict[str, LoadedCandidate]] = {}
-        # What was logged as not checked.
-        self._said = set[str]()
+        self.not_checked = list[str]()
+        """What the check left out, each once."""
 
     def check(self, recipe: Recipe, samples: WeightSamples, stored: bool) -> None:
         """Compare what an engine holds with what its recipe says; keep the values of a candidate.
@@ -93,12 +102,15 @@ class LoadedWeights:
         whose values are known.
 
         Raises:
-            UserError: the engine holds other values in some tensor.
+            UserError: the engine holds other values in some tensor, or those of another candidate.
         """
         known = self._candidates.setdefault(samples.tensors, {})
-        if len(recipe.ingredients) == 1 and recipe.ingredients[0] not in known:
+        first = recipe.ingredients[0]
+        if len(recipe.ingredients) == 1:
+            self._check_apart(recipe, samples, known)
+        if recipe.weights == (1.0,) and first not in known:
             exact = stored and all(_holds(dtype, recipe.dtype) for _, dtype, _ in samples.tensors)
-            known[recipe.ingredients[0]] = LoadedCandidate(values=samples.values, exact=exact)
+            known[first] = LoadedCandidate(values=samples.values, exact=exact)
         if samples.unchecked:
             self._not_checked(f"{listed(samples.unchecked)}, which the engine packs or quantises")
         if not is_average(recipe):
@@ -108,20 +120,107 @@ class LoadedWeights:
         if unknown:
             self._not_checked(f"soups of {listed(unknown)}, which the engine has not loaded alone")
             return
-        _compare(recipe, samples, [known[name] for name in recipe.ingredients])
+        in_files = self._stored(first, samples.adapters)
+        _compare(recipe, samples, [known[name] for name in recipe.ingredients], in_files.keys())
+
+    def _check_apart(
+        self, recipe: Recipe, samples: WeightSamples, known: Mapping[str, LoadedCandidate]
+    ) -> None:
+        """Refuse a candidate, or a multiple of one, of which the engine holds a tensor of a known candidate that is
+        another one in the files (UserError)."""
+        (name,) = recipe.ingredients
+        (weight,) = recipe.weights
+        values = self._stored(name, samples.adapters)
+        places = _places(samples)
+        dtypes = {name: dtype for name, dtype, _ in samples.tensors}
+        faults = list[str]()
+        for held, keys in _holders(values, list(places)).items():
+            to_engine = partial(_cast, soup=recipe.dtype, engine=dtypes[held[0]])
+            for other, candidate in known.items():
+                same = all(
+                    np.array_equal(samples.values[places[tensor]], candidate.values[places[tensor]])
+                    for tensor in held
+                )
+                others = self._stored(other, samples.adapters)
+                pairs = [(weight * values[key], others[key]) for key in keys if key in others]
+                if same and (other, 1.0) != (name, weight) and _differ(pairs, to_engine):
+                    faults.append(f"{listed(held)} (still that of {other})")
+        if faults:
+            raise _wrong(recipe, faults)
 
     def _not_checked(self, what: str) -> None:
         """Log, once, what the check leaves out."""
-        if what not in self._said:
-            self._said.add(what)
+        if what not in self.not_checked:
+            self.not_checked.append(what)
             log.info("weights in the engine that are not checked: %s", what)
+
+
+def _places(samples: WeightSamples) -> dict[str, slice]:
+    """{tensor of the engine: where its values are}: values of all tensors follow each other."""
+    places = dict[str, slice]()
+    begin = 0
+    for name, _, count in samples.tensors:
+        places[name] = slice(begin, begin + count)
+        begin += count
+    return places
+
+
+def _plain(held: str) -> str:
+    """The name that a checkpoint gives an engine's tensor, which may be a rank's part or the product of an adapter."""
+    name, _, part = held.partition(" ")
+    return f"{name}.weight" if part.startswith("adapter") else name
+
+
+def _holders(stored: Iterable[str], held: Iterable[str]) -> dict[Names, list[str]]:
+    """{tensors of the engine: the tensors of the files that they hold}.
+
+    These are tensors of one name, up to its first part, and else those beside which the files have others: `qkv_proj`
+    for `q_proj`, or the stacked weights of `experts` for those of `experts.0.up_proj`.
+    """
+    by_name = defaultdict[str, list[str]](list)
+    for name in held:
+        by_name[_plain(name)].append(name)
+    longer = {name.partition(".")[2]: name for name in by_name}
+    names = dict[str, str | None]()
+    for key in stored:
+        options = (key, key.partition(".")[2], longer.get(key, ""))
+        names[key] = next((name for name in options if name in by_name), None)
+    # {(parent of a module, last part of a tensor's name), or (module, ""): tensors}
+    fused = defaultdict[tuple[str, str], list[str]](list)
+    for name in by_name.keys() - set(names.values()):
+        module, _, last = name.rpartition(".")
+        fused[module.rpartition(".")[0], last] += by_name[name]
+        fused[module, ""] += by_name[name]
+    holders = defaultdict[Names, list[str]](list)
+    for key, found in names.items():
+        if found is not None:
+            holders[tuple(by_name[found])].append(key)
+            continue
+        module, _, last = key.rpartition(".")
+        parent = module.rpartition(".")[0]
+        options_near = [(parent, last), (parent, ""), (parent.rpartition(".")[0], "")]
+        near = next((fused[option] for option in options_near if option in fused), None)
+        if near:
+            holders[tuple(near)].append(key)
+    return dict(holders)
+
+
+def _differ(
+    pairs: Iterable[tuple[Float32, Float32]], to_engine: Callable[[Float32], Float32]
+) -> bool:
+    """Whether two models' values of some tensors, each the same share of its tensor, differ in the engine's dtype."""
+    shares = list[float]()
+    for first, second in pairs:
+        if first.shape == second.shape:
+            shares.append(float((to_engine(first) != to_engine(second)).mean()))
+    return bool(shares) and sum(shares) / len(shares) >= DIFFERING
 
 
 def is_average(recipe: Recipe) -> bool:
     """Whether every element of the soup is the same average of its ingredients' elements."""
     if recipe.method != "linear":
         return False
-    if not recipe.settings or len(recipe.ingredients) == 1:
+    if not recipe.settings or recipe.weights == (1.0,):
         return True
     # A soup of adapters adds their products to the base, which is an average if the weights sum to one.
     return recipe.settings.keys() == ADAPTER_SETTINGS and abs(sum(recipe.weights) - 1) < 1e-6
@@ -132,20 +231,28 @@ def _holds(dtype: str, stored: str) -> bool:
     return dtype in (stored, "float32") and stored in TORCH_NAMES
 
 
-def _compare(recipe: Recipe, samples: WeightSamples, candidates: Sequence[LoadedCandidate]) -> None:
-    """Raises UserError with the tensors whose values are not the candidates' average."""
-    wrong = ~_equal(recipe, samples, candidates)
-    if not wrong.any():
-        return
+def _compare(
+    recipe: Recipe,
+    samples: WeightSamples,
+    candidates: Sequence[LoadedCandidate],
+    in_files: Collection[str],
+) -> None:
+    """Raises UserError with the tensors whose values are not the candidates' average; `in_files` are names there."""
+    equal = _equal(recipe, samples, candidates)
+    # The engine makes a tensor by itself if no file names it and it is the same in all models.
+    same = np.all([candidate.values == samples.values for candidate in candidates], axis=0)
     faults = list[str]()
-    # Values of all tensors follow each other.
-    begin = 0
-    for name, _, count in samples.tensors:
-        differing = int(wrong[begin : begin + count].sum())
-        if differing:
+    for name, place in _places(samples).items():
+        differing = int((~equal[place]).sum())
+        if differing and (_plain(name) in in_files or not same[place].all()):
+            count = place.stop - place.start
             faults.append(f"{name} ({differing} of {count} sampled values)")
-        begin += count
-    raise UserError(
+    if faults:
+        raise _wrong(recipe, faults)
+
+
+def _wrong(recipe: Recipe, faults: Sequence[str]) -> UserError:
+    return UserError(
         f"the engine did not load soup {recipe.id} as it was mixed: other weights in {listed(faults)}\n"
         "its answers would be another model's. Start again; if it happens twice, report it with the engine's version"
     )
@@ -165,13 +272,12 @@ def _equal(
         # Adapters: errors of an element of B A are relative to the largest of them.
         starts = np.cumsum([0, *counts[:-1]])
         sizes = np.repeat(np.maximum.reduceat(sizes, starts), counts)
-    # Values that the engine makes by itself are the same in all models; rounding may move their average.
-    equal: BoolArray = np.all([row == samples.values for row in values], axis=0)
+    equal = np.zeros(len(samples.values), bool)
     dtypes = [TORCH_NAMES[dtype] for _, dtype, _ in samples.tensors]
     for dtype in set(dtypes):
         of_dtype = np.repeat([tag == dtype for tag in dtypes], counts)
         soup_dtype = TORCH_NAMES.get(recipe.dtype, dtype)
-        soup = _rounded(_rounded(average, soup_dtype), dtype)
+        soup = _cast(average, recipe.dtype, TORCH_DTYPES[dtype])
         error = np.abs(samples.values - soup)
         # Candidates, soup and the engine's copy were each rounded by half a unit in the last place.
         bits = min(SIGNIFICANT_BITS[dtype], SIGNIFICANT_BITS[soup_dtype])
@@ -180,9 +286,13 @@ def _equal(
     return equal
 
 
-def _rounded(values: Float32, dtype: str) -> Float32:
-    """fp32 values rounded to `dtype`, as fp32."""
+def _cast(values: Float32, soup: str, engine: str) -> Float32:
+    """fp32 values rounded to the soup's dtype and then to the engine's, by torch's names, as fp32."""
     import torch
 
-    rounded: Float32 = torch.from_numpy(values).to(torch_dtype(dtype)).float().numpy()
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    # A soup of several dtypes has each tensor in the dtype of the ingredients.
+    for dtype in (soup if soup in TORCH_NAMES else engine, engine):
+        tensor = tensor.to(torch_dtype(TORCH_NAMES[dtype])).float()
+    rounded: Float32 = tensor.numpy()
     return rounded

@@ -27,6 +27,7 @@ from souping.checkpoints.fingerprints import Cache, fingerprint, fingerprint_of
 from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import common, rules_of
 from souping.checkpoints.lora import is_adapter
+from souping.checkpoints.views import Float32
 from souping.core.fields import Count, Precision, component, pick
 from souping.core.protocols import WeightStream
 from souping.core.text import is_user_code, listed
@@ -57,7 +58,7 @@ from souping.merge.alignment import Alignment, Layout, check_tensor_weights, fit
 from souping.merge.kernels import COMPILED_METHODS, get_method
 from souping.merge.live import LiveModule, SoupMixer
 from souping.merge.plan import MergePlan, tokenizer_source
-from souping.merge.weight_samples import WeightedSum, WeightSample
+from souping.merge.weight_samples import WeightedSum, WeightSample, stored_values
 
 if TYPE_CHECKING:
     import torch
@@ -415,6 +416,9 @@ class FullModelPool(CandidatePool, Generic[P]):
             return similarity
         return replace(similarity, rounding=sample.rounding(soup))
 
+    def stored_values(self, name: str, update: bool) -> Mapping[str, Float32]:
+        return stored_values(self._checkpoints[name])
+
     def _sampled(self, names: Names) -> WeightSample:
         """The sample of these candidates' weights, which is read once."""
         if names not in self._samples:
@@ -485,11 +489,11 @@ class FullModelPool(CandidatePool, Generic[P]):
         return list(layout.pool.values())[layout.tokenizer_index(tokenizer_from)].home
 
     def candidate_folder(self, recipe: Recipe) -> Path | None:
-        """The folder of a recipe's only ingredient, if that has the soup's dtype and is not sharded or FP8."""
+        """The folder of a recipe's only ingredient (weight 1), if it has the soup's dtype and is not sharded or FP8."""
         name = recipe.ingredients[0]
         checkpoint = self._checkpoints[name]
         same = (
-            len(recipe.ingredients) == 1
+            recipe.weights == (1.0,)
             and recipe.dtype == checkpoint.dtype
             and checkpoint.assembly is None
         )

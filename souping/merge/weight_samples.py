@@ -21,6 +21,9 @@ from souping.core.types import FloatArray, Names
 from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity, Rounding
 from souping.merge.kernels import narrow
 
+PIECES = 16
+PIECE = 16
+"""Values of a piece."""
 BLOCK = 1024
 """Elements of a block at most."""
 READS = 256
@@ -102,6 +105,8 @@ class WeightSample:
             blocks=len(self.blocks),
         )
 
+    # After an overflow to infinity there are no distances.
+    @np.errstate(over="ignore", invalid="ignore")
     def rounding(self, soup: WeightedSum) -> Rounding:
         """What storing this soup loses, by sums of squares over the blocks.
 
@@ -128,10 +133,11 @@ class WeightSample:
         square = float(scale @ change**2)
         # (r - b)(s - b) = |s - b|^2 - (s - b)(s - r).
         lost = float(scale @ (change * (exact - stored)))
+        finite = bool(np.isfinite(error))
         return Rounding(
             dtype="+".join(sorted(TORCH_DTYPES[tag] for tag in set(tags))),
-            error=float(np.sqrt(error / nearest)) if nearest else None,
-            kept=1 - lost / square if self.has_base and square else None,
+            error=float(np.sqrt(error / nearest)) if nearest and finite else None,
+            kept=1 - lost / square if self.has_base and square and finite else None,
             largest=float(np.abs(exact).max()),
         )
 
@@ -140,12 +146,30 @@ class WeightSample:
         return TORCH_NAMES[soup.dtype] if soup.dtype else widest(block.dtypes[: len(self.models)])
 
 
+def stored_values(checkpoint: Checkpoint) -> dict[str, Float32]:
+    """{tensor: `PIECES` pieces of its values, or all if they are few} of the tensors of floats."""
+    values = dict[str, Float32]()
+    with WeightReader(checkpoint, exact=True) as reader:
+        for name, tensor in checkpoint.tensors.items():
+            if tensor.dtype not in FLOATS or not tensor.count:
+                continue
+            if tensor.count <= PIECES * PIECE:
+                values[name] = reader.values(tensor, 0, tensor.count)
+                continue
+            step = tensor.count // PIECES
+            # In the middle of each sixteenth.
+            starts = range((step - PIECE) // 2, step * PIECES, step)
+            values[name] = np.concatenate([reader.values(tensor, at, PIECE) for at in starts])
+    return values
+
+
 def update_similarity(names: Names, updates: Iterable[FloatArray]) -> PoolSimilarity | None:
     """The similarity of adapters' updates, which are their task vectors, from blocks [M, elements] of the updates.
 
     All adapters share the weights of one base, so there are no groups.
     """
-    blocks = [block for block in updates if is_usable(block)]
+    # An adapter that was not trained adds nothing: its cosine is None, and the others have theirs.
+    blocks = [block for block in updates if np.isfinite(block).all() and block.any()]
     if len(names) < 2 or not blocks:
         return None
     inner = _inner_products(blocks)

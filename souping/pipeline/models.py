@@ -348,6 +348,11 @@ class RunPool:
             name: (evaluator, self.serving(evaluator)) for name, evaluator in evaluators.items()
         }
 
+    @property
+    def unchecked_weights(self) -> Sequence[str]:
+        """What was not compared with the recipes' weights after it was loaded here."""
+        return self._server.unchecked_weights
+
     def close(self) -> None:
         """Remove the soup that was last written for an evaluator, and close the merge backend."""
         self._server.close()

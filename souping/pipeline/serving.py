@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -23,7 +23,7 @@ from souping.core.protocols import (
 from souping.core.system import SHARED_MEMORY
 from souping.core.types import Recipe, UserError
 from souping.merge import CandidatePool, LoadableModel
-from souping.merge.loaded_weights import LoadedWeights, sample_weights
+from souping.merge.loaded_weights import LoadedWeights, is_average, sample_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ class SoupServer:
 
     def __init__(self, pool: CandidatePool) -> None:
         self._pool = pool
-        self._weights = LoadedWeights()
+        self._weights = LoadedWeights(pool.stored_values)
         self._module = SharedModule(pool, self._weights)
         self._scratch = ScratchFolder(pool)
 
@@ -56,6 +56,10 @@ class SoupServer:
         elif form == "folder" or model.stream is None:
             _ = model.folder
         return model
+
+    @property
+    def unchecked_weights(self) -> Sequence[str]:
+        return self._weights.not_checked
 
     def close(self) -> None:
         self._scratch.close()
@@ -121,9 +125,24 @@ class LoadedSoup(LoadedModel):
             return None
         return self._scratch.write(ingredient)
 
+    @property
+    def half(self) -> LoadedModel | None:
+        half = half_of(self._pool, self._recipe)
+        if half is None or self._recipe.weights != (1.0,):
+            return None
+        return LoadedSoup(
+            self._pool, self._module, self._scratch, self._weights, self._settings, half
+        )
+
     def check_weights(self, samples: WeightSamples) -> None:
         stored = self._pool.candidate_folder(self._recipe) is not None
         self._weights.check(self._recipe, samples, stored)
+
+
+def half_of(pool: CandidatePool, recipe: Recipe) -> Recipe | None:
+    """Half of the recipe's first ingredient; None if the check of loaded weights cannot tell what that has to be."""
+    half = pool.recipe({recipe.ingredients[0]: 0.5})
+    return half if is_average(half) else None
 
 
 class SharedModule:
@@ -168,12 +187,25 @@ class SharedModule:
         self._class_ends = None
         if not eos_token_ids(folder):
             self._class_ends = module.generation_config.eos_token_id
-        # transformers itself loaded the weights if the folder is the first candidate's: with these values the check
-        # compares what is loaded later.
+        live = self._pool.live(module)
+        self._check_loading(module, live, folder)
+        return module, live
+
+    def _check_loading(
+        self, module: PreTrainedModel, live: LoadableModel, architecture: Path
+    ) -> None:
+        """Load half of the first candidate, and compare it with the whole (UserError).
+
+        If its folder is the architecture's, transformers itself has loaded the whole.
+        """
         first = self._pool.recipe({self._pool.names[0]: 1.0})
-        if self._pool.candidate_folder(first) == folder and has_weights(folder):
-            self._check(module, first)
-        return module, self._pool.live(module)
+        if self._pool.candidate_folder(first) != architecture or not has_weights(architecture):
+            live.load_soup(first)
+        self._check(module, first)
+        half = half_of(self._pool, first)
+        if half is not None:
+            live.load_soup(half)
+            self._check(module, half)
 
     def _check(self, module: PreTrainedModel, recipe: Recipe) -> None:
         stored = self._pool.candidate_folder(recipe) is not None

@@ -716,6 +716,10 @@ class Report:
     """{model: how its answers ended}"""
     variance: Mapping[str, ObjectiveVariance] | None = None
     """{model: variance of the objective, if each item has several answers}"""
+    engine: str | None = None
+    """name and version of the engine that answers, such as `vllm 0.32.0`; nothing if an evaluator does not say"""
+    unchecked_weights: Names | None = None
+    """what the check that the engine holds the mixed weights left out; nothing if it left nothing out"""
     rebuild: str | None = None
     """command that makes the soup again"""
     trajectory: TrajectoryResult | None = None

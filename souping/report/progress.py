@@ -244,6 +244,11 @@ def say(line: str) -> None:
 class RunLog(logging.FileHandler):
     """run.log, without control characters. A full disk does not end the run."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w", encoding="utf-8", errors="backslashreplace")
+        # A library that configures logging, as vLLM does, closes all handlers: the next line opens the file again.
+        self.mode = "a"
+
     def format(self, record: logging.LogRecord) -> str:
         return safe(super().format(record))
 
@@ -279,7 +284,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
 
     `overrides` are the overrides of one job of a multirun.
     """
-    handler = RunLog(run_dir / LOG, "w", encoding="utf-8", errors="backslashreplace")
+    handler = RunLog(run_dir / LOG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("souping").addHandler(handler)
     log.setLevel(logging.INFO)

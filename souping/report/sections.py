@@ -508,8 +508,13 @@ def _provenance(report: Report) -> Section | None:
     rebuild = "No soup was written: none to rebuild."
     if command:
         rebuild = f"Run this where the run was started. {REBUILD}"
+    lines = [f"{line} {rebuild}"]
+    if report.engine:
+        lines.append(f"Engine: {clean(report.engine)}.")
+    for left_out in report.unchecked_weights or ():
+        lines.append(f"Not checked: {clean(left_out)}, among the weights that the engine loaded.")
     proofs = table("Ingredients, and what proves that they are the same", recipe_table(recipe))
-    return Section("Provenance", (f"{line} {rebuild}",), code=command, folded=nonempty((proofs,)))
+    return Section("Provenance", tuple(lines), code=command, folded=nonempty((proofs,)))
 
 
 def ended(search: SearchSummary) -> str:

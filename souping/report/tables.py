@@ -309,6 +309,8 @@ def similarity(pool: PoolSimilarity | None) -> Section | None:
 def _rounding(rounding: Rounding) -> str:
     """A sentence on what rounding to the dtype of storage does to the soup."""
     changes = []
+    if rounding.overflows:
+        changes.append("makes some weights infinite")
     if rounding.error is not None:
         changes.append(
             f"moves it by {share(rounding.error)} of its distance to the nearest ingredient"

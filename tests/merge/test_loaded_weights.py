@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,3 +196,95 @@ def test_samples_reach_from_the_first_to_the_last_element(lines: list[str]) -> N
     assert np.unique(samples.values[:SAMPLED_VALUES]).size == SAMPLED_VALUES
     LoadedWeights().check(recipe({"ant": 1.0}), samples, True)
     assert "codes, packed" in lines[0]
+
+
+def stored_in_files(made: dict[str, Tensors]) -> Any:
+    """What `LoadedWeights` reads of the candidates' files: all values, as fp32."""
+
+    def stored(name: str, update: bool) -> dict[str, np.ndarray]:
+        return {key: tensor.float().numpy().reshape(-1) for key, tensor in made[name].items()}
+
+    return stored
+
+
+def layered(made: dict[str, Tensors], names: dict[str, str]) -> dict[str, Tensors]:
+    return {
+        model: {new: tensors[old] for old, new in names.items()} for model, tensors in made.items()
+    }
+
+
+IN_FILES = {"first": "h.0.q_proj.weight", "second": "h.0.v_proj.weight", "norm": "norm.weight"}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"first": "h.0.q_proj.weight", "second": "h.0.v_proj.weight"},
+        {"first": "model.h.0.q_proj.weight", "second": "model.h.0.v_proj.weight"},
+        {"first": "h.0.q_proj.weight on rank 0", "second": "h.0.v_proj.weight on rank 0"},
+        {"first": "h.0.qv_proj.weight"},
+        {"first": "h.0.q_proj adapter 0", "second": "h.0.v_proj adapter 0"},
+    ],
+    ids=["same name", "prefix", "rank", "fused", "adapter"],
+)
+def test_a_tensor_that_is_another_in_the_files_has_to_be_another_in_the_engine(
+    held: dict[str, str],
+) -> None:
+    made = models()
+    engine = layered(made, held)
+    weights = LoadedWeights(stored_in_files(layered(made, IN_FILES)))
+    weights.check(recipe({"ant": 1.0}), sampled(engine["ant"]), True)
+    weights.check(recipe({"bee": 1.0}), sampled(engine["bee"]), True)
+    stale = {**engine["bee"], held["first"]: engine["ant"][held["first"]]}
+    weights = LoadedWeights(stored_in_files(layered(made, IN_FILES)))
+    weights.check(recipe({"ant": 1.0}), sampled(engine["ant"]), True)
+    with pytest.raises(UserError) as error:
+        weights.check(recipe({"bee": 1.0}), sampled(stale), True)
+    assert [name for name in engine["bee"] if name in str(error.value)] == [held["first"]]
+
+
+def test_stacked_experts_are_those_of_the_files() -> None:
+    made = models()
+    weights = LoadedWeights(
+        stored_in_files(layered(made, {"first": "h.0.experts.0.up.weight", "norm": "norm.weight"}))
+    )
+    engine = layered(made, {"first": "h.0.experts.w13_weight"})
+    weights.check(recipe({"ant": 1.0}), sampled(engine["ant"]), True)
+    with pytest.raises(UserError, match="w13_weight"):
+        weights.check(recipe({"bee": 1.0}), sampled(engine["ant"]), True)
+
+
+def test_what_is_equal_in_the_files_may_be_equal_in_the_engine() -> None:
+    """Or differs in less than the engine's dtype can hold, or in few values."""
+    made = models(torch.float32)
+    made["bee"] = {
+        "first": made["ant"]["first"],
+        "second": made["ant"]["second"] * (1 + 1e-6),
+        "norm": made["ant"]["norm"].clone(),
+    }
+    made["bee"]["norm"][0] += 1
+    weights = LoadedWeights(stored_in_files(made))
+    held = {key: tensor.to(torch.bfloat16) for key, tensor in made["ant"].items()}
+    for name in ("ant", "bee"):
+        weights.check(recipe({name: 1.0}, "float32"), sampled(held), False)
+
+
+@pytest.mark.parametrize("part", ["all", "half of a fused tensor"])
+def test_half_of_a_candidate_is_half_of_what_the_engine_holds(part: str) -> None:
+    made = models()["ant"]
+    weights = LoadedWeights(stored_in_files({"ant": made}))
+    # The engine makes `scale` by itself.
+    held = {"fused": torch.cat([made["first"], made["second"]]), "scale": torch.ones(3)}
+    weights.check(recipe({"ant": 1.0}), sampled(held), True)
+    half = {**held, "fused": held["fused"] / 2}
+    weights.check(recipe({"ant": 0.5}), sampled(half), False)
+    half["fused"] = held["fused"].clone()
+    if part != "all":
+        half["fused"][:300] /= 2
+        with pytest.raises(UserError, match="fused"):
+            weights.check(recipe({"ant": 0.5}), sampled(half), False)
+        return
+    stuck = LoadedWeights(stored_in_files({"ant": made}))
+    stuck.check(recipe({"ant": 1.0}), sampled(made), True)
+    with pytest.raises(UserError, match="first"):
+        stuck.check(recipe({"ant": 0.5}), sampled(made), False)

@@ -99,6 +99,17 @@ def test_float16_is_advised_only_if_no_weight_overflows() -> None:
     assert "or float16" not in warning(70_000.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_soup_that_overflows_is_told_and_has_no_distances(tmp_path: Path) -> None:
+    for name in ("base", "m0", "m1"):
+        tensors = {"weight": torch.full((8, 256), 2e5), "small": torch.ones(8, 256)}
+        save(tmp_path / name, tensors)
+    found = sampled(tmp_path, [0.5, 0.5], 0.0, "float16")
+    assert (found.error, found.kept, found.largest) == (None, None, 2e5)
+    assert "merge.dtype" in (found.warning or "")
+    assert sampled(tmp_path, [0.5, 0.5], 0.0, "bfloat16").warning is None
+
+
 def test_three_small_updates_keep_six_tenths_of_their_mean(tmp_path: Path) -> None:
     """As simulated with updates of standard deviation 1e-5 on weights of 0.02: .61, and .44 of five."""
     updated(tmp_path / "three", 1e-5)

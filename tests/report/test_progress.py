@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import logging.config
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -109,6 +110,18 @@ def test_the_log_has_lines_and_warnings_and_how_it_ended(tmp_path: Path, termina
         "of NaN",
         "ended by KeyError: 'x'",
     ]
+
+
+def test_a_library_that_configures_logging_does_not_end_the_log(tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text("of an earlier run\n")
+    with logged(tmp_path, "a command"):
+        logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+        logging.getLogger("souping.merge").warning("of %s", "NaN")
+    text = (tmp_path / "run.log").read_text()
+    assert "an earlier run" not in text
+    lines = [line[9:] for line in text.splitlines()]
+    assert "command    a command" in lines
+    assert lines[-2] == "of NaN"
 
 
 def test_a_run_can_be_retraced(finished: Path) -> None:

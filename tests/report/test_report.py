@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -116,6 +117,20 @@ def test_the_page_stands_alone_and_opens_with_the_verdict(written: Any) -> None:
     for shown in (text, plain, on_terminal(report)):
         assert "\N{MINUS SIGN}" in shown
         assert re.findall(r"[ (]-\d[^ ]*", shown) == []
+
+
+def test_a_run_names_its_engine_and_what_of_it_was_not_checked(
+    finished: Path, tmp_path: Path
+) -> None:
+    engine = f"transformers {transformers.__version__}"
+    table = json.loads((finished / "run/report.json").read_text())
+    assert table["engine"] == engine
+    assert "unchecked_weights" not in table
+    for name in ("report.md", "report.html"):
+        assert engine in (finished / "run" / name).read_text()
+    left_out = "soups of ant, which the engine has not loaded alone"
+    report = read_content({**table, "unchecked_weights": [left_out]})
+    assert left_out in page(report, [], [])
 
 
 def test_the_first_screen_says_what_the_score_is_and_how_the_soup_is_loaded() -> None:

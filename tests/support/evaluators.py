@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,11 +28,14 @@ class Sink:
         self.got: list[Any] = [folder]
         self.fails = fails
         self.closed = False
+        self.adapters = False
         self.context_length = 128
         self.no_chunks = no_chunks
         self.sampling: list[dict[str, Any]] = []
         self.salts: list[str] = []
+        # What it holds in place of what it was given, always and only after chunks.
         self.lost: dict[str, Any] = {}
+        self.lost_in_chunks: dict[str, Any] = {}
 
     def reload(self, folder: Path) -> None:
         if self.fails:
@@ -50,14 +53,22 @@ class Sink:
         products = {}
         for key, a in factors.items():
             if "lora_A" in key:
-                products[key] = factors[key.replace("lora_A", "lora_B")] @ a
+                module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                product = factors[key.replace("lora_A", "lora_B")] @ a
+                products[f"{module} adapter 0"] = product
         self.got.append(products)
+        self.adapters = True
 
     def sample_weights(self) -> WeightSamples:
         """Of what it took last, with `lost` as the engine holds it."""
         loaded = self.got[-1]
-        tensors = load_file(loaded / "model.safetensors") if isinstance(loaded, Path) else loaded
-        return sample_weights(sorted({**tensors, **self.lost}.items()))
+        lost = self.lost
+        if isinstance(loaded, Path):
+            loaded = load_file(loaded / "model.safetensors")
+        else:
+            lost = {**lost, **self.lost_in_chunks}
+        samples = sample_weights(sorted({**loaded, **lost}.items()))
+        return replace(samples, adapters=self.adapters)
 
     def generate(
         self, prompts: list[list[int]], sampling: list[dict[str, Any]], soup: str

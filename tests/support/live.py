@@ -28,6 +28,7 @@ def live(folder: Path, settings: ModuleSettings | None = None) -> Any:
         eos_token_ids=(),
         stream=None,
         adapter=None,
+        half=None,
         check_weights=lambda samples: None,
     )
 

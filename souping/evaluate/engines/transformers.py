@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
 from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
 from souping.core.text import first_line
-from souping.core.types import Item, JsonObject, Outcome, T, TokenIds, UserError, frozen
+from souping.core.types import Item, JsonObject, Names, Outcome, T, TokenIds, UserError, frozen
 from souping.evaluate.machine import MachineSettings
 from souping.evaluate.templates import IDS, Decoding, render, sampler
 
@@ -159,6 +159,9 @@ class GenerationSettings:
 class Engine(Component, ABC):
     """Settings of an engine. It may hold processes or a model between two soups, which `close` ends."""
 
+    packages: ClassVar[Names] = ()
+    """Packages of which the one that is installed is the engine; the report has its version."""
+
     @abstractmethod
     def generate(
         self,
@@ -276,6 +279,8 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 @component
 class TransformersEngine(Engine):
     """Batched decoding with a KV cache. Dtype, device, threads and workers are settings of the evaluator."""
+
+    packages = ("transformers",)
 
     def generate(
         self,

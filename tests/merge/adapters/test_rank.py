@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from souping.core.types import UserError
 from souping.merge.adapters import AdapterPool
@@ -41,7 +42,9 @@ def nearest(folders: dict[str, Path], rank: int) -> tuple[dict[str, np.ndarray],
     products = {}
     lost = 0.0
     total = 0.0
-    for module, delta in weighted({folders[name]: w for name, w in WEIGHTS.items()}).items():
+    for module, delta in weighted(
+        {folder: WEIGHTS[name] for name, folder in folders.items()}
+    ).items():
         u, values, v = np.linalg.svd(delta.numpy())
         products[module] = (u[:, :rank] * values[:rank]) @ v[:rank]
         lost += float((values[rank:] ** 2).sum())
@@ -111,3 +114,25 @@ def test_a_rank_without_a_meaning_is_refused(folders: dict[str, Path], family: P
         LocalMerge(rank=2).open({"ant": family / "ant"})
     with pytest.raises(UserError, match="rank"):
         LocalMerge(rank=0)
+
+
+@pytest.mark.parametrize("names", [("a", "fresh"), ("fresh", "new"), ("a",)])
+def test_the_loss_is_told_whatever_can_be_compared(
+    folders: dict[str, Path], tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    """An adapter that was not trained has B = 0; one alone has no other."""
+    place = dict(folders)
+    for name in ("fresh", "new"):
+        place[name] = shutil.copytree(folders["a"], tmp_path / name)
+        factors = load_file(place[name] / "adapter_model.safetensors")
+        for key in factors:
+            if "lora_B" in key:
+                factors[key] = torch.zeros_like(factors[key])
+        save_file(factors, place[name] / "adapter_model.safetensors")
+    chosen = {name: place[name] for name in names}
+    similarity = opened(chosen, 1).similarity(dict.fromkeys(names, 1 / len(names)))
+    assert similarity is not None
+    trained = "a" in names
+    expected = nearest({"a": folders["a"]}, 1)[1] if trained else 0.0
+    assert similarity.truncation == pytest.approx(expected, abs=1e-6)
+    assert any("merge.rank" in line for line in similarity.warnings) == trained
