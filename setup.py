@@ -1,6 +1,13 @@
 """Packages and what they need; `conf/` at the root travels as `souping/conf`. pyproject.toml has the rest."""
 
+import re
+import tomllib
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 CORE = [
     "hydra-core>=1.3.2,<1.4",  # 1.4 needs a whitelist of targets
@@ -46,7 +53,19 @@ SERVING = ["transformers[serving]>=5.6,<6"]
 # its Python interface changes with versions: souping/evaluate/engines/vllm.py
 VLLM = ["vllm>=0.32,<0.34"]
 
+
+def description(repository: str) -> str:
+    """README.md for PyPI's page, which has no other file: links to files go to that address, or are only text."""
+    link = r"\1"
+    if repository:
+        link = rf"[\1]({repository}/blob/v{PROJECT['version']}/\2)"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]*)\]\((?!https?:|#)([^)\s]+)\)", link, text)
+
+
 setup(
+    long_description=description(PROJECT["urls"].get("Repository", "")),
+    long_description_content_type="text/markdown",
     python_requires=">=3.11",
     classifiers=[
         "Development Status :: 4 - Beta",

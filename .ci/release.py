@@ -46,6 +46,11 @@ def of_tag(tag: str) -> list[str]:
         faults.append(f"the tag {tag} is not the version in CITATION.cff")
     if "not yet released" in first("CHANGELOG.md", r"^(## .+)$"):
         faults.append("CHANGELOG.md: the version is not yet released")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    if "Repository" not in project["urls"]:
+        faults.append(
+            "pyproject.toml: [project.urls] has no Repository, so README has no links on PyPI"
+        )
     return faults
 
 

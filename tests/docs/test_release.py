@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
+import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+import setuptools
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +21,7 @@ KEYS = {
     "python_requires": "requires-python",
     "classifiers": "classifiers",
     "entry_points": "scripts",
+    "long_description": "readme",
 }
 """What setup.py has, by its name in pyproject.toml."""
 
@@ -51,3 +56,18 @@ def test_what_setup_py_has_is_dynamic_in_pyproject() -> None:
     keywords = {keyword.arg for keyword in setup.keywords}
     assert sorted(project["dynamic"]) == sorted(KEYS[key] for key in KEYS if key in keywords)
     assert keywords.isdisjoint(project)
+
+
+def test_links_of_the_readme_lead_somewhere_on_pypi_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the repository, once pyproject.toml has its address; until then a link to a file is only its text."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    description = runpy.run_path(str(ROOT / "setup.py"))["description"]
+    plain = description("")
+    assert re.findall(r"\]\((?!https://)", plain) == []
+    assert "](https://arxiv.org/abs/2511.13254)" in plain
+    assert "- Start: your models, reading a report" in plain
+    linked = re.findall(
+        r"\]\(https://host/souping/blob/v[\d.]+/([^)#]+)", description("https://host/souping")
+    )
+    assert len(linked) > 15
+    assert [path for path in linked if not (ROOT / path).is_file()] == []

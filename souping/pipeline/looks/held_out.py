@@ -49,7 +49,7 @@ class HeldOutItems:
         )
 
     def items_of(self, claim: Claim) -> tuple[Item, ...]:
-        """The items of a report, without groups that were shown so often that they cost more than they tell."""
+        """The items of a report, without groups that earlier reports showed if the others alone show a smaller gain."""
         items = self.counted_looks.items_of(claim)
         if deleted := self.counted_looks.deleted():
             self.note(
