@@ -1,13 +1,15 @@
 """Print the table of docs/reading-a-report.md: `python docs/make_power.py`.
 
-It says how many items show a gain with 80 % power, as a run prints it, for the candidates and items of the demo. Their
-scores on the select split are those of the run that the tests keep.
+It says how many items show a gain with 80 % power, as a run prints it, for the candidates and items of the demo, and if
+these candidates were equal on average. Their scores on the select split are those of the run that the tests keep.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from souping.core.types import Item, ItemScores
 from souping.demo import path
 from souping.evaluate.benchmark import Benchmark, make_splits
 from souping.statistics.power import measured_power
+from souping.statistics.scores import ItemTable
 
 KEPT = Path(__file__).resolve().parents[1] / "tests" / "data" / "main_job"
 GAINS = (10.0, 5.0, 3.0, 2.0, 1.0)
@@ -27,14 +30,34 @@ def table() -> str:
     items = Benchmark(path=str(path("items"))).items()
     splits = make_splits(items).items
     scores = select_scores(splits["select"])
+    equal = equal_scores(scores)
+    shown = measured_power(scores, splits["test"], Mean(), 0.01)
+    assert shown is not None
     rows = []
-    for gain in GAINS:
-        power = measured_power(scores, splits["test"], Mean(), gain / 100)
-        assert power is not None
-        in_all = power.needed * len(items) / power.items
-        rows.append(f"| {gain:g} | {power.needed:,} | {int(float(f'{in_all:.2g}')):,} |")
-    rows.insert(1, f"| {100 * power.gain:.1f} (the demo) | {power.items:,} | {len(items):,} |")
+    for gain in sorted([*GAINS, 100 * shown.gain], reverse=True):
+        needed = []
+        for candidates in (scores, equal):
+            power = measured_power(candidates, splits["test"], Mean(), gain / 100)
+            assert power is not None
+            needed.append(power.needed)
+        in_all = int(float(f"{needed[0] * len(items) / shown.items:.2g}"))
+        label = f"{gain:g}"
+        if gain not in GAINS:
+            label = f"{gain:.1f} (the demo)"
+            needed[0] = shown.items
+            in_all = len(items)
+        rows.append(f"| {label} | {needed[0]:,} | {in_all:,} | {needed[1]:,} |")
     return "\n".join(rows) + "\n"
+
+
+def equal_scores(scores: Mapping[str, ItemScores]) -> dict[str, ItemScores]:
+    """The scores of each candidate less its own mean over the categories."""
+    table = ItemTable.of(next(iter(scores.values())).items, Mean())
+    equal = {}
+    for name, candidate in scores.items():
+        values = candidate.values - table.score(candidate.values)
+        equal[name] = replace(candidate, values=values)
+    return equal
 
 
 def select_scores(items: tuple[Item, ...]) -> dict[str, ItemScores]:

@@ -1,6 +1,7 @@
 """Tests of the rows of a comparison, and their verdicts.
 
-The average row and the policy's required rows decide; all others share Holm's correction with the rows of their kind.
+The average row and the policy's required rows decide. Groups and tasks share max-T's correction, as the categories of a
+report do; runs of one model, and metrics that are not averaged, have Holm's.
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ from souping.comparison.verdict import (
     decide,
     verdict_of,
 )
-from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
+from souping.statistics.comparison import (
+    Comparison,
+    bounded,
+    contrast,
+    contrast_at,
+    split_variance,
+)
+from souping.statistics.joint import compare_jointly
 from souping.statistics.levels import MOST_LOST, Level, step_down
 from souping.statistics.power import RunPower
 
+TASK_KINDS = ("group", "task")
 # Tests of one model are computed once, and forgotten before the next model.
 _contrast = cache(contrast)
 _contrast_at = cache(contrast_at)
@@ -39,9 +48,13 @@ class RowTest:
     model: str
     baseline: str
     level: Level
+    # at the corners of the missing answers, corrected for all rows of a family at once; empty without such a family
+    joint: tuple[Comparison, ...] = ()
 
     def comparison(self, tests: float) -> Comparison:
-        """The comparison of the two models as one of this many tests."""
+        """The comparison of the two models as one of this many tests, or of its family."""
+        if self.joint:
+            return bounded(self.joint)
         return _contrast(self.row.scores, self.model, self.baseline, self.level.among(tests))
 
     def limits(self, tests: float) -> list[Limits]:
@@ -53,11 +66,17 @@ class RowTest:
         bounding = self.comparison(tests)
         limits = [(bounding.low, bounding.high)]
         if self.missing:
-            level = self.level.among(tests)
-            scored = self.row.scores.scored
-            counted = _contrast_at(scored, self.model, self.baseline, level, tested=False)
+            counted = self._counted(tests)
             limits.insert(0, (counted.low, counted.high))
         return limits
+
+    def _counted(self, tests: float) -> Comparison:
+        """The comparison by the scores as the harness counted them."""
+        if self.joint:
+            return self.joint[0]
+        level = self.level.among(tests)
+        scored = self.row.scores.scored
+        return _contrast_at(scored, self.model, self.baseline, level, tested=False)
 
     @property
     def missing(self) -> int:
@@ -103,9 +122,12 @@ def decide_rows(
     required = {name: margins[name] for name in tests if name in (AVERAGE, *policy.required)}
     required_verdicts = decide(required, lambda name, number: tests[name].limits(number))
 
-    # All other rows share Holm's correction with the rows of their kind.
+    # All other rows share a correction with the rows of their kind.
     not_required = {name: test for name, test in tests.items() if name not in required}
-    corrections = dict.fromkeys(tests, 1.0) | _corrections(not_required)
+    tests |= _jointly(not_required)
+    corrections = dict.fromkeys(tests, 1.0) | _corrections(
+        {name: tests[name] for name in not_required}
+    )
     truncated = [max(test.means()) for test in row_tests if test.row.kind == "cut"]
     too_much_truncated = max(truncated, default=0.0) > MOST_LOST
     for name, test in tests.items():
@@ -123,14 +145,28 @@ def decide_rows(
         yield _row_verdict(test, corrections[name], margin, verdict, required=name in required)
 
 
+def _jointly(tests: Mapping[str, RowTest]) -> dict[str, RowTest]:
+    """The tests of groups and tasks, each corrected for all of them at once; none if there is one, or several runs of a
+    model, whose variance sign flips do not show."""
+    family = {name: test for name, test in tests.items() if test.row.kind in TASK_KINDS}
+    if len(family) < 2 or any(test.row.scores.has_runs for test in family.values()):
+        return {}
+    level = next(iter(family.values())).level
+    cells = [(test.row.scores, test.model, test.baseline) for test in family.values()]
+    tested = {}
+    for name, corners in zip(family, compare_jointly(cells, level), strict=True):
+        tested[name] = replace(family[name], joint=tuple(corners))
+    return tested
+
+
 def _corrections(tests: Mapping[str, RowTest]) -> dict[str, float]:
     """{row: number of tests that it is corrected for} by Holm's method in two families, groups with tasks, and metrics.
 
-    Rows of other kinds are left out.
+    Rows of other kinds, and those that were tested jointly, are left out.
     """
     corrections = {}
-    for kinds in (("group", "task"), ("metric",)):
-        family = {name: test for name, test in tests.items() if test.row.kind in kinds}
+    for kinds in (TASK_KINDS, ("metric",)):
+        family = {n: test for n, test in tests.items() if test.row.kind in kinds and not test.joint}
         corrections.update(_holm(family))
     return corrections
 

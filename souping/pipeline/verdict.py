@@ -147,7 +147,7 @@ def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Ver
     needed = items_in_words(items_for(single, margin))
     sentence = (
         f"No difference shown: the soup against {single.b}, the model you would have deployed, {figures}. "
-        f"A true gain of {gain} takes {needed} test items (80 % power); there are {single.n:,}."
+        f"A true gain of {gain} over {single.b} alone takes {needed} test items (80 % power); there are {single.n:,}."
     )
     return Verdict(claim="no_difference_shown", sentence=sentence, p_value=p_value)
 
@@ -182,8 +182,8 @@ def power_in_words(power: Power, unit: Unit) -> str:
     gain = f"{unit.text(unit.size(power.gain))} {unit.name}"
     margin = unit.amount(unit.size(power.margin))
     return (
-        f"test split: {power.items:,} items can show a gain of {gain} over the best candidate ({condition}); "
-        f"{margin} needs {items_in_words(power.needed)} items"
+        f"test split: {power.items:,} items show that a soup {gain} above the best candidate is better than every "
+        f"candidate ({condition}); {margin} needs {items_in_words(power.needed)} items"
     )
 
 

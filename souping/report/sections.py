@@ -177,8 +177,8 @@ def _verdict(report: Report) -> Section | None:
 
 
 def _look(report: Report) -> str:
-    """A sentence on how often numbers of these items were shown; without a number in the report, it is a first look."""
-    number = (report.verdict.look if report.verdict else None) or 1
+    """A sentence on how often numbers of these items were shown."""
+    number = tables.look_of(report)
     look = "First look" if number == 1 else f"Look {count(number)}"
     return f"{look} at these test items in this store. Other stores and reworded items are not counted."
 
@@ -189,7 +189,7 @@ def _gains(report: Report) -> Section | None:
     if not pairs:
         return None
     line = f"Intervals and p-values hold for all {count(len(pairs))} categories at once (max-T)."
-    numbers = table("The same in numbers", tables.loss_table(report.unit, pairs))
+    numbers = table("The same in numbers", tables.loss_table(report, pairs))
     return Section("Gained and lost", (line,), "categories", folded=nonempty((numbers,)))
 
 

@@ -41,6 +41,7 @@ from souping.report.format import (
     share,
     verdict_word,
 )
+from souping.statistics.levels import over_looks
 
 JsonRow = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
@@ -236,8 +237,14 @@ def tested(report: Report) -> str:
     return f"Test: {test}, {count(pair.n)} items in {count(pair.groups)} groups."
 
 
-def loss_table(unit: Unit, pairs: Sequence[CategoryDifference]) -> TableGrid:
+def look_of(report: Report) -> int:
+    """Number of the look at the test items; without a number in the report, it is a first look."""
+    return (report.verdict.look if report.verdict else None) or 1
+
+
+def loss_table(report: Report, pairs: Sequence[CategoryDifference]) -> TableGrid:
     """The soup's paired difference to another model, category by category; what is lost beyond chance is stressed."""
+    unit = report.unit
     header = (
         "category",
         "items",
@@ -254,7 +261,7 @@ def loss_table(unit: Unit, pairs: Sequence[CategoryDifference]) -> TableGrid:
             count(pair.n),
             unit.score(pair.difference, sign=True),
             whiskers(unit, pair),
-            p_value(pair.p_value),
+            p_value(None if pair.p_value is None else over_looks(pair.p_value, look_of(report))),
             unit.score(pair.least),
             verdict_word(pair.verdict),
         )

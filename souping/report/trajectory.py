@@ -37,7 +37,7 @@ def trajectory_sections(report: Report) -> tuple[Section, ...]:
     folded = nonempty(
         (
             table("Every checkpoint", _checkpoint_table(unit, result.checkpoints)),
-            table("By category", loss_table(unit, result.categories)),
+            table("By category", loss_table(report, result.categories)),
         )
     )
     training = Section(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -243,9 +243,16 @@ class CategoryComparison:
 
     @property
     def least(self) -> float:
-        """The smallest difference that is beyond chance: the farther limit's distance."""
+        """The smallest difference that is beyond chance: the farther limit's distance, and of a difference that is
+        beyond chance that of the limit which shows it."""
         difference = self.comparison.difference
-        return max(difference - self.comparison.low, self.comparison.high - difference)
+        down = difference - self.comparison.low
+        up = self.comparison.high - difference
+        if self.comparison.low > 0:
+            return down
+        if self.comparison.high < 0:
+            return up
+        return max(down, up)
 
 
 ModelPair = tuple[ScoreTable, str, str]
@@ -254,26 +261,37 @@ ModelPair = tuple[ScoreTable, str, str]
 
 def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
     """Every pair of models in every category, as one family at every corner of the missing answers."""
-    at_corners = [scores.corners(a, b) for scores, a, b in pairs]
+    cells = []
+    categories = []
+    for scores, a, b in pairs:
+        for number, name in enumerate(scores.items.names):
+            cells.append((scores.alone(number), a, b))
+            categories.append(name)
+    comparisons = []
+    for category, corners in zip(categories, compare_jointly(cells, level), strict=True):
+        comparison = bounded(corners).among_tests(level)
+        comparisons.append(CategoryComparison(category=category, comparison=comparison))
+    return comparisons
+
+
+def compare_jointly(cells: Sequence[ModelPair], level: Level) -> list[list[Comparison]]:
+    """Every cell's two models on its items, with limits and p-values that hold for all cells at once (max-T).
+
+    Of each cell the comparisons at the corners of the missing answers, first by the scores as they were counted.
+    """
+    at_corners = [scores.corners(a, b) for scores, a, b in cells]
     families = []
     for corner in range(max(len(corners) for corners in at_corners)):
-        # A pair without missing answers has one corner, which stands for all.
-        cells = []
-        for (_, a, b), corners in zip(pairs, at_corners, strict=True):
-            scores = corners[min(corner, len(corners) - 1)]
-            for category in range(len(scores.items.names)):
-                cells.append((scores.alone(category), a, b))
-        families.append(_family(cells, level))
-
-    bounded_cells = []
-    for cells_of_corners in zip(*families, strict=True):
-        comparison = bounded([cell.comparison for cell in cells_of_corners])
-        bounded_cells.append(replace(cells_of_corners[0], comparison=comparison))
-    return bounded_cells
+        # A cell without missing answers has one corner, which stands for all.
+        family = []
+        for (_, a, b), corners in zip(cells, at_corners, strict=True):
+            family.append((corners[min(corner, len(corners) - 1)], a, b))
+        families.append(_family(family, level))
+    return [list(corners) for corners in zip(*families, strict=True)]
 
 
-def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
-    """Comparisons of models by max-T; each cell has the scores of one category alone."""
+def _family(cells: Sequence[ModelPair], level: Level) -> list[Comparison]:
+    """Comparisons of models by max-T, each on all items of its cell."""
     pairs = [scores.paired(a, b) for scores, a, b in cells]
     flips = _joint_flips(cells, pairs, level.alpha)
 
@@ -294,12 +312,7 @@ def _family(cells: Sequence[ModelPair], level: Level) -> list[CategoryComparison
             statistics=np.sort(statistics[f])[::-1],
             tests=len(pairs),
         )
-        comparison = comparison_of(pair, _intervals(pair, reach), level, MAX_T)
-        scores, _, _ = cells[f]
-        (category,) = scores.items.names
-        comparisons.append(
-            CategoryComparison(category=category, comparison=comparison.among_tests(level))
-        )
+        comparisons.append(comparison_of(pair, _intervals(pair, reach), level, MAX_T))
     return comparisons
 
 

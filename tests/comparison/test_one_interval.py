@@ -157,6 +157,8 @@ def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seed
             significant = over_looks(difference.p_value, pair.level.looks) < ALPHA
             assert excludes_zero(difference) == significant
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
+            # No difference that is shown is smaller than the smallest that can be.
+            assert not excludes_zero(difference) or difference.least < abs(difference.difference)
             shown += excludes_zero(difference)
     assert shown > len(seeds) / 10
 
@@ -189,6 +191,24 @@ def test_compare_says_of_two_rows_of_a_run_what_its_report_says(number: int) -> 
     for name in ("difference", "low", "high", "discordant"):
         assert vars(row)[name] == pytest.approx(vars(reported)[name], abs=1e-12)
     assert row.p_value == pytest.approx(over_looks(reported.p_value, pair.level.looks), rel=1e-9)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_compare_says_of_a_category_what_the_report_says(number: int) -> None:
+    """Interval and corrected p-value of every category, in the order in which the items have them."""
+    items, pair = made_pair(number, Mean())
+    reported = {one.category: one for one in by_category(POINTS, [pair])}
+    logs = {model: log_of(model, pair, items) for model in ("other", "soup")}
+    result = library.compare(logs, average="leaf", look=pair.level.looks)
+    rows = {row.name: row for row in result.rows("soup") if row.kind == "task"}
+    assert rows.keys() == reported.keys()
+    for name, row in rows.items():
+        said = reported[name]
+        numbers = [row.difference, row.low, row.high, row.p_value]
+        p_value = over_looks(said.p_value, pair.level.looks)
+        expected = [said.difference, said.low, said.high, p_value]
+        assert numbers == pytest.approx(expected, abs=1e-12)
+        assert row.level == pytest.approx(said.level)
 
 
 def test_a_wrong_p_value_would_be_noticed() -> None:
