@@ -124,7 +124,7 @@ class SettingsFile:
 
 SETTINGS_FILES: list[SettingsFile] = []
 """The file of settings of the command line, if there is one."""
-OVERLAY = "+settings=file"
+OVERLAY = "+settings_file=values"
 """Override that stands for the values of that file."""
 
 

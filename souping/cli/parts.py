@@ -54,10 +54,11 @@ def build(config: Mapping[str, Any]) -> dict[str, Any]:
 
     config = with_candidates(config)
     parts = {group: build_part(config[group], component_kind(group), group) for group in GROUPS}
-    analyses = {
-        name: build_part(node, Analysis, f"analysis.{name}")
-        for name, node in config["analysis"].items()
-    }
+    analyses = {}
+    for name, node in config["analysis"].items():
+        if isinstance(node, Mapping) and "_target_" not in node:
+            raise UserError(f"analysis.{name} is not chosen: add it, analysis=[...,{name}]")
+        analyses[name] = build_part(node, Analysis, f"analysis.{name}")
     return {
         **{group: parts[group] for group in PARTS},
         "extra_benchmarks": _build_extra(config),

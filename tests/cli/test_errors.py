@@ -100,6 +100,34 @@ def test_a_candidate_that_is_broken(family: Path, souping: Cli, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("word", "needle"),
+    [
+        ("pool.candidates=[a,b", "`]` is missing"),
+        ("pool.candidates=[{name: a, path: b]", "`]` closes nothing"),
+        ("pool.candidates=a,b]", "`]` closes nothing"),
+        ("guard={x: 1", "`}` is missing"),
+        ("optimiser.weights=[[0.5,[0.5]", "`]]` is missing"),
+        ("pool.candidates=['a' 'b']", "comma"),
+        ("pool.candidates=[{name: a} {name: b}]", "comma"),
+        ("pool.candidates=[a b]", "comma"),
+        ("selector.exclude=[a b,3]", "comma"),
+        ("seed=x", "seed=x must be an integer"),
+        ("name={a: 1}", "name={a: 1} must be"),
+        ("extra_benchmarks=3", "extra_benchmarks=3 must be a list"),
+        ("throughput=5 items", "throughput=5 items must be a number"),
+        ("analysis=3", "analysis=3"),
+        ("selector.threshold.x=1", "selector.threshold="),
+    ],
+)
+def test_a_wrong_type_and_a_missing_bracket_or_comma_are_one_line(
+    souping: Cli, word: str, needle: str
+) -> None:
+    done = souping("+experiment=bfcl", word)
+    done.refused(word.partition("=")[0].removesuffix(".x"), needle)
+    assert len(done.err.splitlines()) == 1, done.err
+
+
+@pytest.mark.parametrize(
     ("file", "content", "needle"),
     [
         ("tokenizer_config.json", {"pad_token": 5}, "cannot load"),
