@@ -22,7 +22,7 @@ from souping.cli.commands import COMMANDS, misplaced
 from souping.cli.config import PACKAGE, USER_CODE, key_of
 from souping.cli.help import choices, groups
 from souping.core.files import error_text
-from souping.core.text import first_line, nearest, safe, stripped_lines
+from souping.core.text import first_line, nearest, one_line, safe, stripped_lines
 from souping.core.types import UserError
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -194,7 +194,9 @@ def _unreadable_override(word: str) -> str:
     """A message on a word that Hydra cannot parse as an override."""
     if word in (*COMMANDS, "help"):
         return misplaced(word)
-    if override := joined_override(sys.argv[1:], word):
+    override = joined_override(sys.argv[1:], word)
+    word = one_line(word)
+    if override:
         return f"{word}: an override has no spaces: write {override}"
     if "=" not in word:
         return f"{word} is not an override: write KEY=VALUE"

@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -34,7 +35,7 @@ from typing import (
 import numpy as np
 
 from souping.core.arguments import LONGEST_TIMEOUT_S
-from souping.core.files import regular
+from souping.core.files import bounded
 from souping.core.parsing import read_json
 from souping.core.text import first_line, listed, nearest, shown
 from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
@@ -43,6 +44,8 @@ Hint: TypeAlias = type
 """An annotation, as the type that it mostly is."""
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """Names in the text of `Json`, which is resolved wherever it is used."""
+MOST_JSON_BYTES = 512_000_000
+"""Bytes of JSON that is read as a whole: objects take about ten times their text in memory."""
 LARGEST_SETTING = 2**53
 """No setting is larger than this: up to here a float is exact."""
 PLAIN_TYPES: Mapping[Any, tuple[type, str]] = {
@@ -179,21 +182,22 @@ def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
     return name
 
 
-def text_of(path: Path) -> str:
-    """The text of a file (UserError if it is not UTF-8)."""
+def text_of(path: Path, most_bytes: int = sys.maxsize) -> str:
+    """The text of a file (UserError if it is not UTF-8, or has more than so many bytes)."""
     try:
-        return regular(path).read_text(encoding="utf-8")
+        return bounded(path, most_bytes).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def load_json(path: Path, model: Hint, key: str = "") -> Any:
+def load_json(path: Path, model: Hint, key: str = "", most_bytes: int = MOST_JSON_BYTES) -> Any:
     """JSON that people may have edited, held against an annotation; `key` is where the path was given.
 
     Raises:
-        UserError: the file is not UTF-8 text, not JSON, or not of this form; the message names the place inside.
+        UserError: the file is not UTF-8 text, not JSON, too large, or not of this form; the message names the place
+            inside.
     """
-    return _parsed(text_of(path), model, f"{key}={path}" if key else str(path))
+    return _parsed(text_of(path, most_bytes), model, f"{key}={path}" if key else str(path))
 
 
 def load_lines(path: Path, *models: Hint) -> list[Any]:
@@ -204,7 +208,7 @@ def load_lines(path: Path, *models: Hint) -> list[Any]:
     """
     hints = chain(models, repeat(models[-1]))
     # After the last line end there is nothing, or a line that is not complete.
-    lines = enumerate(text_of(path).split("\n")[:-1], start=1)
+    lines = enumerate(text_of(path, MOST_JSON_BYTES).split("\n")[:-1], start=1)
     return [_parsed(line, next(hints), f"{path}:{number}") for number, line in lines]
 
 
