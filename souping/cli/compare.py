@@ -21,7 +21,7 @@ from souping.core.files import error_text, expanded
 from souping.core.folders import write_files
 from souping.core.parsing import read_json
 from souping.core.reading import read
-from souping.core.text import safe
+from souping.core.text import one_line, safe
 from souping.core.types import UserError, frozen
 from souping.logs.tables import LogSource
 
@@ -140,10 +140,10 @@ def _logs(words: Sequence[str]) -> dict[str, list[LogSource]]:
     for word in words:
         name, _, sources = word.partition("=")
         if not name or not sources:
-            raise UserError(f"{safe(word)}: write NAME=LOG")
+            raise UserError(f"{one_line(word)}: write NAME=LOG")
         if name in logs:
             raise UserError(
-                f"{safe(name)}= is given twice: several runs of one model are NAME=LOG,LOG"
+                f"{one_line(name)}= is given twice: several runs of one model are NAME=LOG,LOG"
             )
         # The name of a file may have a comma.
         if Path(sources).exists():

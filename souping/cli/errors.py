@@ -23,7 +23,7 @@ from souping.cli.config import PACKAGE, USER_CODE, RunKeys, key_of, setting_mism
 from souping.cli.help import choices, groups
 from souping.core.fields import hints_of
 from souping.core.files import error_text
-from souping.core.text import first_line, nearest, safe, stripped_lines
+from souping.core.text import first_line, nearest, one_line, safe, stripped_lines
 from souping.core.types import UserError
 
 EXPECTED = (UserError, HydraException, OmegaConfBaseException, OSError)
@@ -198,7 +198,9 @@ def _unreadable_override(word: str) -> str:
     typed = word.removeprefix("++")
     if typed in TYPED:
         word = typed
-    if override := joined_override(TYPED if word in TYPED else sys.argv[1:], word):
+    override = joined_override(TYPED if word in TYPED else sys.argv[1:], word)
+    word = one_line(word)
+    if override:
         return f"{word}: an override has no spaces: write {override}"
     if "=" not in word:
         return f"{word} is not an override: write KEY=VALUE"

@@ -11,11 +11,11 @@ from pathlib import Path
 from souping.cli.commands import parser_of
 from souping.core.files import OUTPUTS, expanded, near_folder
 from souping.core.system import program
-from souping.core.text import DASH
+from souping.core.text import DASH, one_line
 from souping.core.types import UserError
 from souping.report.cells import grid
 from souping.report.files import read_report
-from souping.report.format import clean
+from souping.report.format import short
 from souping.report.render import output_console, plain_table
 
 RUN_MARK = "config.yaml"
@@ -44,7 +44,7 @@ def runs_below(folder: Path = OUTPUTS) -> list[Path]:
             near_folder(folder)
             or f": start one, `{program()} +experiment=bfcl`, or name its folder"
         )
-        raise UserError(f"{folder}: no run below it{near}")
+        raise UserError(f"{one_line(str(folder))}: no run below it{near}")
     return runs
 
 
@@ -66,7 +66,7 @@ def named_folder(word: str) -> Path:
             return folder
     near = near_folder(path) or near_folder(OUTPUTS / path)
     raise UserError(
-        f"{word}: no such folder here or below {OUTPUTS}/{near or f': `{program()} list` shows the runs'}"
+        f"{one_line(word)}: no such folder here or below {OUTPUTS}/{near or f': `{program()} list` shows the runs'}"
     )
 
 
@@ -87,26 +87,30 @@ def _started(run: Path) -> tuple[float, str]:
 
 
 def _row(run: Path) -> tuple[str, str, str, str]:
-    """(date, verdict, look, size in MB) of a run, as text."""
-    seconds, _ = _started(run)
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-    size = f"{_bytes_of(run) / 1e6:,.0f}"
-    if not (run / RUN_REPORT).is_file():
-        return date, "no report", DASH, size
+    """(date, verdict, look, size in MB) of a run, as short texts, whatever its files hold."""
+    date = DASH
+    # Only somebody else's run has a time that is no date.
+    with suppress(OverflowError, ValueError, OSError):
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(_started(run)[0]))
+    verdict = "no verdict"
+    look = DASH
     try:
-        verdict = read_report(run / RUN_REPORT).verdict
-    except UserError:
-        return date, "of another version, or damaged", DASH, size
-    if verdict is None:
-        return date, "no verdict", DASH, size
-    return date, clean(verdict.claim).replace("_", " "), str(verdict.look or DASH), size
+        shown = read_report(run / RUN_REPORT).verdict
+        if shown is not None:
+            verdict = shown.claim.replace("_", " ")
+            look = str(shown.look or DASH)
+    except FileNotFoundError:
+        verdict = "no report"
+    except (UserError, OSError):
+        verdict = "of another version, or damaged"
+    return date, short(verdict, 40), short(look, 12), f"{_bytes_of(run) / 1e6:,.0f}"
 
 
 def _bytes_of(folder: Path) -> int:
-    """Size of all files below a folder, but for those that a run removes meanwhile."""
+    """Size of all files below a folder, but for those that cannot be seen, or that a run removes meanwhile."""
     total = 0
     for place, _, files in os.walk(folder):
         for name in files:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 total += os.lstat(os.path.join(place, name)).st_size
     return total

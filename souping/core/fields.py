@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -35,7 +36,7 @@ from typing import (
 import numpy as np
 
 from souping.core.arguments import LONGEST_TIMEOUT_S
-from souping.core.files import regular
+from souping.core.files import bounded
 from souping.core.parsing import read_json
 from souping.core.text import first_line, listed, nearest, shown
 from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
@@ -44,8 +45,8 @@ Hint: TypeAlias = type
 """An annotation, as the type that it mostly is."""
 JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """Names in the text of `Json`, which is resolved wherever it is used."""
-LARGEST_FILE_BYTES = 1 << 28
-"""No report, recipe or table of a run is larger."""
+MOST_JSON_BYTES = 512_000_000
+"""Bytes of JSON that is read as a whole: objects take about ten times their text in memory."""
 LARGEST_SETTING = 2**53
 """No setting is larger than this: up to here a float is exact."""
 PLAIN_TYPES: Mapping[Any, tuple[type, str]] = {
@@ -194,32 +195,22 @@ def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
     return name
 
 
-def text_of(path: Path) -> str:
-    """The text of a file (UserError if it is not UTF-8)."""
+def text_of(path: Path, most_bytes: int = sys.maxsize) -> str:
+    """The text of a file (UserError if it is not UTF-8, or has more than so many bytes)."""
     try:
-        return regular(path).read_text(encoding="utf-8")
+        return bounded(path, most_bytes).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def load_json(path: Path, model: Hint, key: str = "") -> Any:
+def load_json(path: Path, model: Hint, key: str = "", most_bytes: int = MOST_JSON_BYTES) -> Any:
     """JSON that people may have edited, held against an annotation; `key` is where the path was given.
 
     Raises:
-        UserError: the file is too large, not UTF-8 text, not JSON, or not of this form; the message names the place
+        UserError: the file is not UTF-8 text, not JSON, too large, or not of this form; the message names the place
             inside.
     """
-    where = f"{key}={path}" if key else str(path)
-    check_size(path, where)
-    return _parsed(text_of(path), model, where)
-
-
-def check_size(path: Path, where: str) -> None:
-    """Refuse a file of more than `LARGEST_FILE_BYTES` (UserError); `where` is its name in the message."""
-    if path.is_file() and path.stat().st_size > LARGEST_FILE_BYTES:
-        raise UserError(
-            f"{where}: larger than {LARGEST_FILE_BYTES >> 20} MiB: was the file edited?"
-        )
+    return _parsed(text_of(path, most_bytes), model, f"{key}={path}" if key else str(path))
 
 
 def load_lines(path: Path, *models: Hint) -> list[Any]:
@@ -230,7 +221,7 @@ def load_lines(path: Path, *models: Hint) -> list[Any]:
     """
     hints = chain(models, repeat(models[-1]))
     # After the last line end there is nothing, or a line that is not complete.
-    lines = enumerate(text_of(path).split("\n")[:-1], start=1)
+    lines = enumerate(text_of(path, MOST_JSON_BYTES).split("\n")[:-1], start=1)
     return [_parsed(line, next(hints), f"{path}:{number}") for number, line in lines]
 
 

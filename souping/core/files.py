@@ -9,7 +9,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
-from souping.core.text import first_line, shown
+from souping.core.text import first_line, one_line, shown
 from souping.core.types import UserError
 
 UNPACKED_BYTES = 1 << 28
@@ -53,6 +53,13 @@ def unpacked_limit(path: Path) -> int:
     return max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
 
 
+def bounded(path: Path, most_bytes: int) -> Path:
+    """The path of a file to read as a whole (UserError: it is larger than any such file, or no regular file)."""
+    if regular(path).stat().st_size > most_bytes:
+        raise UserError(f"{path}: larger than {most_bytes:,} bytes, which no such file is")
+    return path
+
+
 def folder_at(text: str | None) -> Path | None:
     """The folder that a text from somebody else names, resolved; None for any other text, whatever it holds."""
     # A text that is no path names no folder. A loop of links is a RuntimeError before Python 3.13.
@@ -79,7 +86,7 @@ def near_folder(path: str | Path) -> str:
         for name in get_close_matches(missing.name, names, n=1):
             near = missing.with_name(name) / below
             if near != missing / below and expanded(near).is_dir():
-                return f"; did you mean {near}?"
+                return f"; did you mean {one_line(str(near))}?"
     return ""
 
 

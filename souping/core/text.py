@@ -24,10 +24,16 @@ UNSAFE = re.compile(
 
 def safe(text: str) -> str:
     """A text that is safe to show: control characters and the like become escapes such as `\\x1b`."""
-    return UNSAFE.sub(
-        lambda match: match.group().encode("unicode_escape", "backslashreplace").decode("ascii"),
-        text,
-    )
+    return UNSAFE.sub(lambda match: _escape(match.group()), text)
+
+
+def one_line(text: str) -> str:
+    """A name or a sentence that is safe to show, on one line: line ends and tabs are escaped too."""
+    return re.sub(r"[\n\t]", lambda match: _escape(match.group()), safe(text))
+
+
+def _escape(text: str) -> str:
+    return text.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 DASH = "\N{EN DASH}"
@@ -106,7 +112,7 @@ def closest(name: str, options: Iterable[str]) -> str:
 def nearest(name: str, options: Iterable[str]) -> str:
     """`; did you mean NAME?` for the end of an error's line, nothing if no option is near."""
     near = closest(name, options)
-    return f"; did you mean {near}?" if near else ""
+    return f"; did you mean {one_line(near)}?" if near else ""
 
 
 def check_pointer(where: str | Path, start: str | bytes) -> None:
@@ -120,7 +126,7 @@ def check_pointer(where: str | Path, start: str | bytes) -> None:
 
 def shown(name: str) -> str:
     """A name from a file, safe to print: control characters escaped, long ones cut."""
-    text = name.encode("unicode_escape", "backslashreplace").decode("ascii")
+    text = _escape(name)
     if len(text) > 120:
         text = text[:117] + "..."
     return text

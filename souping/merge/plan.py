@@ -29,7 +29,7 @@ from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.header import header_bytes, size_of
 from souping.core.fields import Bounds
 from souping.core.reading import to_json
-from souping.core.text import human, safe
+from souping.core.text import human, one_line, safe
 from souping.core.types import Json, Names, Recipe, frozen
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import Format, Nonfinite, SoupPlan
@@ -197,7 +197,7 @@ class MergePlan(SoupPlan):
         parts = list[str]()
         # A base model, the last ingredient, has no weight.
         for weight, ingredient in zip(self.recipe.weights, self.ingredients, strict=False):
-            parts.append(f"{weight:.6g} x {ingredient.name}")
+            parts.append(f"{weight:.6g} x {one_line(ingredient.name)}")
         if self.frame is not None:
             place = f"{len(self.shards)} files in the layout of {self.tokenizer_source}"
         elif len(self.shards) == 1:

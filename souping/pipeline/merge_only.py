@@ -22,7 +22,7 @@ from souping.checkpoints.lora import content
 from souping.core.fields import Bounds, Count, Form, load_json, pick, text_of
 from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.folders import hold_folder
-from souping.core.text import safe, shown
+from souping.core.text import one_line, safe, shown
 from souping.core.types import (
     Candidate,
     Folders,
@@ -167,9 +167,9 @@ def show_names(settings: SoupSettings) -> None:
         lines = tuple(describe_names(Checkpoint.open(path, merge.allow_pickle, like)))
         first = first_names.setdefault(lines, candidate.name)
         if first == candidate.name:
-            print("\n  ".join((f"{first}:", *lines)))
+            print("\n  ".join(map(one_line, (f"{first}:", *lines))))
         else:
-            print(f"{candidate.name}: as {first}")
+            print(one_line(f"{candidate.name}: as {first}"))
 
 
 def rebuild(settings: MergeSettings) -> Path | None:
@@ -357,9 +357,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
         UserError: it is not a soup's recipe, or was edited.
     """
     where = f"recipe={path}"
-    if path.is_file() and path.stat().st_size > MAX_RECIPE:
-        raise UserError(f"{where}: larger than {MAX_RECIPE} bytes, which no recipe is")
-    table: dict[str, Any] = load_json(path, RecipeFile, "recipe")
+    table: dict[str, Any] = load_json(path, RecipeFile, "recipe", MAX_RECIPE)
     lengths = {len(table[key]) for key in ("ingredients", "fingerprints", "weights")}
     # Smaller than the others if a name stands twice.
     lengths.add(len(set(table["ingredients"])))
@@ -408,13 +406,13 @@ def _find(
     else:
         word = shlex.quote(f"pool.candidates=[{{name: {quoted(clean(name))}, path: DIR}}]")
         raise UserError(
-            f"ingredient {safe(name)} ({shown(expected[:12])}) is not known to this store: give its folder, {word}"
+            f"ingredient {one_line(name)} ({shown(expected[:12])}) is not known to this store: give its folder, {word}"
         )
     path = folder_of(str(path), backend.allow_pickle)
     actual = content(path, recipe.settings.get("base"), hashes, backend.allow_pickle, like)
     if actual != expected:
         raise UserError(
-            f"ingredient {safe(name)}: {path} has content {actual[:12]}, the recipe {shown(expected[:12])}"
+            f"ingredient {one_line(name)}: {path} has content {actual[:12]}, the recipe {shown(expected[:12])}"
         )
     return path
 

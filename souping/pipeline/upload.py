@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 from souping.checkpoints import hub, lora
 from souping.checkpoints.header import parse_json, small
-from souping.core.fields import check_size, load_json, text_of
+from souping.core.fields import MOST_JSON_BYTES, load_json, text_of
 from souping.core.parsing import read_json, read_yaml
 from souping.core.reading import read
 from souping.core.system import program
@@ -278,8 +278,7 @@ def _card_text(content: Path | bytes | int) -> str:
     """The card of a soup, which a user may have edited (UserError: it is too large, or not UTF-8)."""
     if not isinstance(content, Path):
         return _bytes(content).decode()
-    check_size(content, str(content))
-    return text_of(content)
+    return text_of(content, MOST_JSON_BYTES)
 
 
 def _size(content: Path | bytes | int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.protocols import Evaluator, LoadedModel, evaluator_fingerprint
 from souping.core.reading import read
-from souping.core.text import safe
+from souping.core.text import one_line
 from souping.core.types import OWN_BENCHMARK, Item, Record, Split, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
@@ -51,7 +51,7 @@ def check_run(run: RunSettings) -> None:
         )
     plan = checked_plan(run)
     for note in plan.notes:
-        print(f"note: {safe(note)}")
+        print(f"note: {one_line(note)}")
     if plan.reasons:
         # The first three reasons are shown.
         further = "".join(f"\nand: {reason.sentence()}" for reason in plan.reasons[1:3])

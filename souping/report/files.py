@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from souping.core.fields import check_size, checked, load_json
-from souping.core.files import regular, write_atomically
+from souping.core.fields import checked, load_json
+from souping.core.files import bounded, write_atomically
 from souping.core.parsing import read_yaml
 from souping.core.reading import read, to_json
 from souping.core.text import first_line
@@ -52,6 +52,8 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 LONGEST_CONFIG_BYTES = 200_000
 """Bytes of a configuration: more takes YAML longer than anybody waits."""
+MOST_BYTES = 100_000_000
+"""Bytes of any other file that a run writes and that is read as a whole."""
 
 
 class RunConfig(TypedDict, total=False):
@@ -132,7 +134,7 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     Raises:
         UserError: it is not a report, another version wrote it, or it cannot be read.
     """
-    table = load_json(path, dict[str, Any])
+    table = load_json(path, dict[str, Any], most_bytes=MOST_BYTES)
     if table.get("schema") != SCHEMA:
         provenance = read(Report, table).provenance
         raise UserError(
@@ -149,13 +151,9 @@ def read_run_config(path: Path) -> RunConfig:
         UserError: it cannot be read.
     """
     try:
-        with regular(path).open("rb") as file:
-            text = file.read(LONGEST_CONFIG_BYTES + 1)
-        if len(text) > LONGEST_CONFIG_BYTES:
-            raise ValueError(f"it has more than {LONGEST_CONFIG_BYTES:,} bytes")
-        value = read_yaml(text)
-    except ImportError:
-        # Something is not installed: the file is not at fault.
+        value = read_yaml(bounded(path, LONGEST_CONFIG_BYTES).read_bytes())
+    except (ImportError, UserError):
+        # Something is not installed, or the message is complete.
         raise
     except Exception as error:  # PyYAML's constructors raise whatever int() and others do
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
@@ -165,7 +163,7 @@ def read_run_config(path: Path) -> RunConfig:
 
 def read_selection(path: Path) -> SelectionFile:
     """A selection.json (UserError if it cannot be read)."""
-    return read(SelectionFile, load_json(path, dict[str, Any]))
+    return read(SelectionFile, load_json(path, dict[str, Any], most_bytes=MOST_BYTES))
 
 
 def read_trials(path: Path) -> list[TrialRow]:
@@ -174,9 +172,8 @@ def read_trials(path: Path) -> list[TrialRow]:
     Raises:
         UserError: it is not such a table; a spreadsheet may have saved it in another form.
     """
-    check_size(path, str(path))
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with bounded(path, MOST_BYTES).open(newline="", encoding="utf-8") as file:
             # An empty file has no header: a ValueError too.
             header, *lines = csv.reader(file, strict=True)
         if "recipe_id" not in header:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from souping.core.files import regular
 from souping.core.system import provenance, versions
-from souping.core.text import human, safe
+from souping.core.text import human, one_line, safe
 from souping.core.types import UserError
 from souping.report import format
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LOG = "run.log"
-EARLY = ("config.yaml", "selection.json", LOG)
+EARLY = ("config.yaml", "selection.json", "order.jsonl", LOG)
 """Files that a run writes before it has results; a run that is refused removes them."""
 LONGEST_HEAD = 2**16
 """Characters at the start of run.log that hold the command."""
@@ -102,7 +102,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Print a line and add it to run.log; a quiet progress does not print."""
         if self._quiet:
-            log.info("%s", safe(line))
+            log.info("%s", one_line(line))
         else:
             say(line)
 
@@ -111,7 +111,7 @@ class Progress:
         if self._bars is None:
             self.say(line)
         else:
-            log.info(line)
+            log.info("%s", one_line(line))
 
     def _begin(self, name: str, answers: int | None, trials: int | None = None) -> None:
         """Start counts and clock of a stage of this many answers and trials; None: not known."""
@@ -236,7 +236,7 @@ def side_console() -> Console:
 
 def say(line: str) -> None:
     """Print a line beside the results and add it to run.log."""
-    text = safe(line)
+    text = one_line(line)
     print(text, file=sys.stderr if sys.stderr.isatty() else sys.stdout, flush=True)
     log.info("%s", text)
 
@@ -264,7 +264,7 @@ class Warnings(logging.Handler):
     """Warnings on standard error, whichever stream that is by then."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(safe(f"warning: {record.getMessage()}"), file=sys.stderr)
+        print(one_line(f"warning: {record.getMessage()}"), file=sys.stderr)
 
 
 def show_warnings() -> None:

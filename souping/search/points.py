@@ -18,6 +18,7 @@ import numpy as np
 
 from souping.core.fields import Count, check_weights, component, pick
 from souping.core.protocols import Optimiser, Search
+from souping.core.text import one_line
 from souping.core.types import FloatArray, Query, Result, SearchSpace, UserError, Weights
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ class Fixed(Optimiser):
         if len(self.weights) != len(ingredients):
             raise UserError(
                 f"optimiser.weights has {len(self.weights)} weights; give one for each of the {len(ingredients)} "
-                f"ingredients ({', '.join(ingredients)}) or of the {len(candidates)} candidates"
+                f"ingredients ({', '.join(map(one_line, ingredients))}) or of the {len(candidates)} candidates"
             )
         return ListSearch([tuple(self.weights)])
 

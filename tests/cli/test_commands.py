@@ -137,6 +137,20 @@ def test_a_command_in_the_wrong_place_is_explained(
     souping("name=x", name).refused(f"{name} is a command", f"souping {name}")
 
 
+def test_a_folder_whose_name_has_line_ends_stays_on_one_line(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "odd").mkdir()
+    for name in ("ant", "bee"):
+        (tmp_path / "odd" / f"{name}\nsecond\rthird").symlink_to(family / name)
+    folders = ",".join(f"'{folder}'" for folder in (tmp_path / "odd").iterdir())
+    words = [f"pool.candidates=[{folders}]", "optimiser=uniform"]
+    for command in (["names"], ["plan", "merge"]):
+        out = souping(*command, *words).ok().out
+        assert "ant\\nsecond\\rthird" in out
+        assert not [line for line in out.split("\n") if line.startswith("second") or "\r" in line]
+
+
 def test_one_experiment_at_a_time(souping: Cli) -> None:
     souping("merge", "+experiment=bfcl").refused("merge", "+experiment=bfcl")
     souping("rebuild", "r.json", "+experiment=bfcl").refused("rebuild", "+experiment=bfcl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Cli
+
+RUNS = {"stopped", "damaged", "whole"}
 
 
 @pytest.fixture
@@ -92,3 +95,27 @@ def test_what_is_listed_is_found_by_its_name(outputs: Path, souping: Cli) -> Non
 def test_answers_of_the_newest_run_are_shown_without_its_name(outputs: Path, souping: Cli) -> None:
     named = souping("show", "outputs/mine/whole").ok().out
     assert souping("show").ok().out.endswith(named)
+
+
+def test_one_run_with_odd_files_hides_no_other(outputs: Path, souping: Cli) -> None:
+    def add(name: str, content: str) -> Path:
+        run = outputs / "mine" / name
+        run.mkdir()
+        (run / "config.yaml").write_text("name: mine\n")
+        (run / "report.json").write_text(content)
+        return run
+
+    report = json.loads((outputs / "mine" / "whole" / "report.json").read_text())
+    report["verdict"] |= {"look": 10**300, "claim": "x" * 10**6}
+    os.utime(add("far", json.dumps(report)) / "config.yaml", (1e17, 1e17))
+    with (add("large", "{}") / "report.json").open("r+") as file:
+        file.truncate(3 * 10**9)
+    (add("folder", "") / "report.json").unlink()
+    (outputs / "mine" / "folder" / "report.json").mkdir()
+    out = souping("list").ok().out
+    rows = {row[0]: row for row in rows_of(out)}
+    assert rows.keys() == {f"mine/{name}" for name in RUNS | {"far", "large", "folder"}}
+    assert rows["mine/whole"][-2] == "1"
+    assert "damaged" in rows["mine/large"]
+    # A line for each run, besides the heading.
+    assert len(out.strip().splitlines()) == 2 + len(rows)

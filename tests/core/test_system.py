@@ -9,7 +9,7 @@ import pytest
 
 from souping import LocalEvaluator
 from souping.core import system
-from souping.core.text import install, safe
+from souping.core.text import install, one_line, safe
 from tests.conftest import ROOT, Cli
 
 
@@ -62,3 +62,4 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 def test_what_commands_a_terminal_is_written_out() -> None:
     assert safe("a\x1b[31m\u202eb\r\n\u00e9\U0001f372") == "a\\x1b[31m\\u202eb\\r\n\u00e9\U0001f372"
+    assert one_line("a\x1b\r\n\t\u00e9") == "a\\x1b\\r\\n\\t\u00e9"

@@ -506,6 +506,17 @@ def test_a_disk_without_space_for_one_soup_is_refused(
     lab.ask(8).ok()
 
 
+def test_a_run_that_the_disk_refuses_at_its_first_soup_leaves_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(pool: Any, recipe: Any, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(asking, "write_soup", full)
+    lab.start("executor.write_models=true").refused("No space left on device")
+    assert not lab.run.exists()
+
+
 def test_a_failed_job_is_listed_again_with_its_model(two: Lab) -> None:
     lab = two
     assert (lab.soup(1) / "model" / "config.json").is_file()

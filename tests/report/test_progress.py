@@ -45,14 +45,14 @@ def test_a_stage_has_a_line_at_its_beginning_and_end(
             progress.advance(3)
             progress.trial(f"{50 + number}.00 %")
         progress.end_stage()
-        progress.say("chosen \x1b[2J")
+        progress.say("chosen \x1b[2J a\nb\rc")
         progress.stage("write")
     assert capsys.readouterr().out.splitlines() == [
         "score: 40 answers",
         "score, 40 of 40 answers",
         "search",
         "search, 60 answers, 20 of 20 trials, best 70.00 %",
-        "chosen \\x1b[2J",
+        "chosen \\x1b[2J a\\nb\\rc",
         "write",
     ]
 

@@ -17,7 +17,7 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -130,6 +130,9 @@ def new_soup(folder: Path, request: Request, content: AskedSoup) -> Iterator[Pat
         stage.rename(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        # Empty if this would have been the first soup.
+        with suppress(OSError):
+            folder.parent.rmdir()
 
 
 def free(folder: Path) -> None:
