@@ -8,34 +8,63 @@ out, two tensors whose names are swapped, a tensor whose second half is missing.
 the name of a tensor that is wrong. With vLLM, the prefix cache of the soup before is kept too: openly, which has to be
 refused, and in silence, after which the answers have to be those of an empty cache. No soup without a fault may be
 refused. Also printed is the time that the check takes.
+
+Faults of every load are planted too (`FAULTS_OF_A_RUN`): the three models and then a soup of them are loaded as a run
+loads them. Such a fault is found if the run is refused before the soup is complete, with the name of the tensor.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.random_llama import random_llama, start_vllm
-from souping.core.protocols import ModuleSettings, WeightChunk, WeightStream
-from souping.core.types import UserError
+from souping.core.protocols import (
+    Evaluator,
+    LoadedModel,
+    ModuleSettings,
+    WeightChunk,
+    WeightStream,
+)
+from souping.core.types import JsonObject, Recipe, UserError
+from souping.evaluate.engines import transformers
 from souping.evaluate.engines.transformers import load_module
-from souping.evaluate.engines.vllm import sampling_arguments
+from souping.evaluate.engines.vllm import Vllm, VllmEngine, sampling_arguments
+from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding
 from souping.merge import CandidatePool
+from souping.merge.live import LiveModule
 from souping.merge.loaded_weights import LoadedWeights, sample_weights
 from souping.merge.local import LocalMerge
+from souping.pipeline.serving import SoupServer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAMES = ("a", "b", "c")
+FAULTS_OF_A_RUN = (
+    "nothing loaded",
+    "one matrix never loaded",
+    "one matrix never loaded, nor at the start",
+    "one matrix never loaded, and one file read for all by the check",
+    "soups but one matrix",
+)
+NO_FAULT = "none"
 SOUPS = 5
 TOKENS = 140
 """Tokens of a prompt: more than a block of vLLM's prefix cache."""
@@ -62,6 +91,7 @@ def main() -> int:
         engine = Transformers(pool) if options.engine == "transformers" else Engine(pool, options)
         with closing(engine):
             missed = report(engine, pool, options.kinds or engine.kinds, options.faults)
+            missed += report_runs(engine, pool, options.kinds or FAULTS_OF_A_RUN, options.faults)
     return min(missed, 1)
 
 
@@ -119,8 +149,64 @@ class Engine:
         arguments = {**arguments, "ignore_eos": True, "detokenize": False}
         return self._vllm.generate(PROMPTS, [arguments] * len(PROMPTS), soup)
 
+    def run(self, fault: str, name: str) -> None:
+        """Load the models and a soup as a run does, with this fault (UserError if it is found)."""
+        engine = VllmEngine()
+        # Each run starts this one anew: it takes the folder's weights.
+        started = StartedVllm(self._vllm, fault, name, self._pool.architecture_folder)
+        settings = LocalEvaluator(max_new_tokens=1, engine=engine)
+        with mock.patch("souping.evaluate.engines.vllm.Vllm", started.start):
+            serve_run(
+                self._pool, settings, fault, lambda m: engine._engine_with(m, settings.machine)
+            )
+
     def close(self) -> None:
         self._vllm.close()
+
+
+class StartedVllm:
+    """A running vLLM in place of a new one, whose loads have a fault: tensors that keep the first folder's values."""
+
+    in_place = True
+
+    def __init__(self, vllm: Vllm, fault: str, name: str, first: Path) -> None:
+        self._vllm = vllm
+        self._fault = fault
+        self._name = name
+        self._kept = load_file(first / "model.safetensors")[name]
+        if fault.endswith("nor at the start"):
+            self._kept = self._kept.flip(0)
+        self.sample_weights = vllm.sample_weights
+
+    def start(self, folder: Path, arguments: JsonObject) -> StartedVllm:
+        self._take(folder, self._fault.endswith("nor at the start"))
+        return self
+
+    def reload(self, folder: Path) -> None:
+        if self._fault != "nothing loaded":
+            self._take(folder, self._fault.startswith("one matrix"))
+
+    def _take(self, folder: Path, faulty: bool) -> None:
+        """Reload a folder; if this is `faulty`, a copy with the values that the tensor keeps."""
+        if not faulty:
+            self._vllm.reload(folder)
+            return
+        with tempfile.TemporaryDirectory() as place:
+            copy = shutil.copytree(folder, Path(place) / "model")
+            tensors = load_file(copy / "model.safetensors")
+            save_file({**tensors, self._name: self._kept}, copy / "model.safetensors")
+            self._vllm.reload(copy)
+
+    def load_soup(self, stream: WeightStream) -> None:
+        if self._fault == "nothing loaded":
+            return
+        if self._fault != NO_FAULT:
+            chunks = partial(with_fault, stream, "dropped", [self._name])
+            stream = replace(stream, chunks=chunks)
+        self._vllm.load_soup(stream)
+
+    def close(self) -> None:
+        return None
 
 
 class Transformers:
@@ -154,8 +240,76 @@ class Transformers:
         samples = sample_weights(self._module.state_dict().items())
         self._weights.check(self._pool.recipe(weights), samples, False)
 
+    def run(self, fault: str, name: str) -> None:
+        """Load the models and a soup as a run does, with this fault (UserError if it is found)."""
+        load = LiveModule.load_soup
+        plain = transformers.load_module
+
+        def load_but(live: LiveModule, recipe: Recipe) -> None:
+            if fault == "nothing loaded":
+                return
+            place = live._module.state_dict()[name]
+            before = place.clone()
+            load(live, recipe)
+            in_soups = fault.startswith("soups") and len(recipe.ingredients) > 1
+            if fault.startswith("one matrix") or in_soups:
+                place.copy_(before)
+
+        def start(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
+            module = plain(folder, settings)
+            if fault.endswith("nor at the start"):
+                module.state_dict()[name].copy_(module.state_dict()[name].flip(0))
+            return module
+
+        with (
+            mock.patch.object(LiveModule, "load_soup", load_but),
+            mock.patch.object(transformers, "load_module", start),
+        ):
+            serve_run(
+                self._pool, LocalEvaluator(max_new_tokens=1), fault, lambda model: model.module
+            )
+
     def close(self) -> None:
         return None
+
+
+def serve_run(
+    pool: CandidatePool, evaluator: Evaluator, fault: str, load: Callable[[LoadedModel], object]
+) -> None:
+    """Load each model and then a soup of all."""
+    first = pool.stored_values(NAMES[0], False)
+    one_file = mock.patch.object(type(pool), "stored_values", return_value=first)
+    with one_file if fault.endswith("one file read for all by the check") else nullcontext():
+        server = SoupServer(pool)
+        for weights in (*({name: 1.0} for name in NAMES), dict.fromkeys(NAMES, 1 / len(NAMES))):
+            load(server.serve(evaluator, pool.recipe(weights)))
+        server.close()
+
+
+def report_runs(
+    engine: Engine | Transformers, pool: CandidatePool, kinds: Sequence[str], count: int
+) -> int:
+    """Print how many faults of every load are found, and the number of those that are not."""
+    random = Random(1)
+    stream = stream_of(pool, random_weights(random))
+    shapes = {name: shape for chunk in stream.chunks() for name, _, shape, _ in chunk.tensors}
+    matrices = sorted(name for name, shape in shapes.items() if len(shape) > 1)
+    missed = 0
+    for kind in (kind for kind in kinds if kind in FAULTS_OF_A_RUN):
+        found = 0
+        for _ in range(count):
+            name = random.choice(matrices)
+            error = ""
+            try:
+                engine.run(kind, name)
+            except UserError as refused:
+                error = str(refused)
+            found += any(word in error for word in (name, module_of(name), "more"))
+        missed += count - found
+        print(f"{kind}: {found} of {count} found", flush=True)
+    # Raises an error if a run without a fault is refused.
+    engine.run(NO_FAULT, matrices[0])
+    return missed
 
 
 def report(
@@ -176,7 +330,7 @@ def report(
         f"the check takes {1000 * statistics.median(seconds):.0f} ms (at most {1000 * max(seconds):.0f})"
     )
     wrong = refused
-    for kind in kinds:
+    for kind in (kind for kind in kinds if kind in engine.kinds):
         found = 0
         for _ in range(count):
             found += is_found(engine, pool, kind, random)

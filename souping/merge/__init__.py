@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 ERROR_PREFIX = "souping.merge: error: "
 WARNING_PREFIX = "souping.merge: warning: "
+RANK_PREFIX = "souping.merge: rank "
 """How lines on standard error of `python -m souping.merge` begin; `merge=accelerate` reads those of its ranks."""
 Vocab = Literal["error", "intersect", "union"]
 Nonfinite = Literal["error", "warn"]

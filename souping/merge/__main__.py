@@ -24,7 +24,7 @@ from souping.core.child import LAUNCHER, end_with
 from souping.core.files import error_text
 from souping.core.text import first_line, safe
 from souping.core.types import UserError
-from souping.merge import ERROR_PREFIX, WARNING_PREFIX, OptionalProgress
+from souping.merge import ERROR_PREFIX, RANK_PREFIX, WARNING_PREFIX, OptionalProgress
 from souping.merge.plan import MergePlan
 from souping.merge.soup_files import soup_files
 from souping.merge.stored import load_plan
@@ -92,6 +92,8 @@ def write_together(options: argparse.Namespace) -> None:
     if LAUNCHER in os.environ:
         end_with(int(os.environ[LAUNCHER]))
     rank = Rank.join(options.num_processes, options.timeout)
+    # in one piece: ranks share the stream
+    sys.stderr.write(f"{RANK_PREFIX}{rank.number} on {rank.device}\n")
 
     def lead(plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
         """Tell the other ranks where the shards are, and fill this rank's share."""

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,7 +37,7 @@ from souping.core.files import error_text
 from souping.core.system import cores, package_environment
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
-from souping.merge import ERROR_PREFIX, WARNING_PREFIX, OptionalProgress
+from souping.merge import ERROR_PREFIX, RANK_PREFIX, WARNING_PREFIX, OptionalProgress
 from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
 from souping.merge.mixing import (
@@ -51,6 +52,7 @@ from souping.merge.mixing import (
 )
 from souping.merge.plan import MergePlan
 from souping.merge.writer import WRITER_THREADS, fill_shards
+from souping.report.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +96,9 @@ class AccelerateMerge(LocalMerge):
         count = rank_count(self.num_processes)
         # One rank works in this process.
         if count == 1:
-            Rank(gpu=usable_gpu(0)).fill(plan, stage, progress)
+            rank = Rank(gpu=usable_gpu(0))
+            rank.fill(plan, stage, progress)
+            say(f"merge=accelerate: 1 rank, on {rank.device}")
             return
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
             saved = plan.save(Path(folder) / "plan.json")
@@ -113,6 +117,9 @@ class AccelerateMerge(LocalMerge):
             log.warning("%s", warning)
         if status:
             raise UserError(cause(text))
+        devices = Counter(re.findall(rf"^{RANK_PREFIX}\d+ on (.*)$", text, re.MULTILINE))
+        places = [f"{number} on {device}" for device, number in sorted(devices.items())]
+        say(f"merge=accelerate: {count} ranks, {', '.join(places)}")
         if progress is not None:
             progress(plan.nbytes, plan.nbytes)
 
@@ -196,7 +203,8 @@ def cause(text: str) -> str:
     error = re.search(f"^{ERROR_PREFIX}(.*)$", text, re.MULTILINE)
     if error:
         return error[1]
-    last_line = "".join(stripped_lines(text)[-1:])
+    lines = [line for line in stripped_lines(text) if not line.startswith(RANK_PREFIX)]
+    last_line = "".join(lines[-1:])
     return f"merge=accelerate: the ranks ended: {last_line[:300] or 'no reason given'}; nothing was written"
 
 
@@ -230,6 +238,11 @@ class Rank:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
         gpu = usable_gpu(state.local_process_index)
         return cls(number=state.process_index, count=state.num_processes, local=local, gpu=gpu)
+
+    @property
+    def device(self) -> str:
+        """Where it does its arithmetic."""
+        return "the CPU" if self.gpu is None else str(self.gpu)
 
     def broadcast(self, text: str) -> str:
         """Rank 0's `text`, for all ranks; the texts of the others do not count."""

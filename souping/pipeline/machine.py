@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.pool import ModelSize, base_of, largest_bytes, weigh
+from souping.core.cuda import visible_devices
 from souping.core.files import disk_space
 from souping.core.protocols import Evaluator, Hosting, ModelHost
 from souping.core.system import SHARED_MEMORY, cores, memory_bytes
@@ -61,31 +60,8 @@ def machine_facts() -> Machine:
 
 
 def visible_gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs that the driver lists and CUDA_VISIBLE_DEVICES leaves."""
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(
-            query, capture_output=True, text=True, timeout=20, check=True
-        ).stdout.splitlines()
-    # There is no driver, or it does not answer.
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    listed = []
-    for line in lines:
-        name, _, mebibytes = line.rpartition(",")
-        if mebibytes.strip().isdigit():
-            listed.append(Gpu(name=name, total=int(mebibytes) * 2**20))
-    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # UUIDs are left to the driver.
-    if setting is None or re.search("[A-Z]", setting):
-        return tuple(listed)
-    visible = []
-    for place in map(str.strip, setting.split(",")):
-        # As in CUDA, a number that does not exist ends the list.
-        if not place.isdigit() or int(place) >= len(listed):
-            break
-        visible.append(listed[int(place)])
-    return tuple(visible)
+    """NVIDIA GPUs that CUDA can use, in its order."""
+    return tuple(Gpu(name=name, total=total) for name, total in visible_devices())
 
 
 @frozen
@@ -306,7 +282,7 @@ def _gpu(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machine) ->
     smallest = 0
     if len(machine.gpus) >= gpus:
         smallest = sorted(gpu.total for gpu in machine.gpus)[-gpus]
-    fix = "nvidia-smi shows no GPU on this machine"
+    fix = "CUDA finds no GPU on this machine"
     if machine.gpus:
         fix = (
             "more GPUs: engine.tensor_parallel_size / server.tensor_parallel_size, or "
@@ -337,8 +313,8 @@ def missing_gpus(evaluators: Iterable[Evaluator], machine: Machine) -> Iterator[
         device = evaluator.hosting.device
         # A server at a URL has GPUs of its own.
         if host is not None and host.url is None and host.gpus > count:
-            yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, nvidia-smi shows {count}")
+            yield Missing(what=f"GPUs: vLLM is set to use {host.gpus}, CUDA finds {count}")
         # `cuda` is `cuda:0`.
         number = re.fullmatch(r"cuda(?::(\d+))?", device)
         if number and int(number.group(1) or 0) >= count:
-            yield Missing(what=f"a GPU: evaluator.device={device}, nvidia-smi shows {count}")
+            yield Missing(what=f"a GPU: evaluator.device={device}, CUDA finds {count}")

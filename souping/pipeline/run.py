@@ -556,6 +556,7 @@ class Run(Steps):
         evaluations = self.evaluations.values()
         cost = run_cost(self.settings, state.searched.winner, evaluations, self.workers.lost)
         similarity = self.pool.similarity_of(state.searched.winner.recipe.shares)
+        cost = replace(cost, unchecked_weights=tuple(self.pool.unchecked_weights) or None)
         return replace(report, cost=cost, similarity=similarity)
 
 

@@ -104,7 +104,6 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
         warnings=tuple(warnings),
         stability=stability(scores, settings.selector),
         engine=settings.evaluator.hosting.engine_version or None,
-        unchecked_weights=tuple(steps.pool.unchecked_weights) or None,
         provenance=provenance(settings.command, settings.config),
     )
     if summary := state.searched.winner.summary:

@@ -405,6 +405,8 @@ class RunCost:
     """wall-clock time"""
     lost_workers: MaybeInt = None
     """Ray actors that died"""
+    unchecked_weights: Names | None = None
+    """what was loaded into the engine and not compared with the recipes; nothing if all was"""
     others: Mapping[str, Any] = rest()
 
 
@@ -718,8 +720,6 @@ class Report:
     """{model: variance of the objective, if each item has several answers}"""
     engine: str | None = None
     """name and version of the engine that answers, such as `vllm 0.32.0`; nothing if an evaluator does not say"""
-    unchecked_weights: Names | None = None
-    """what the check that the engine holds the mixed weights left out; nothing if it left nothing out"""
     rebuild: str | None = None
     """command that makes the soup again"""
     trajectory: TrajectoryResult | None = None

@@ -511,8 +511,9 @@ def _provenance(report: Report) -> Section | None:
     lines = [f"{line} {rebuild}"]
     if report.engine:
         lines.append(f"Engine: {clean(report.engine)}.")
-    for left_out in report.unchecked_weights or ():
-        lines.append(f"Not checked: {clean(left_out)}, among the weights that the engine loaded.")
+    unchecked = report.cost.unchecked_weights if report.cost else None
+    for left_out in unchecked or ():
+        lines.append(f"Weights in the engine that were not checked: {clean(left_out)}.")
     proofs = table("Ingredients, and what proves that they are the same", recipe_table(recipe))
     return Section("Provenance", tuple(lines), code=command, folded=nonempty((proofs,)))
 

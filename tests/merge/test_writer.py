@@ -400,7 +400,7 @@ def test_shares_of_two_ranks_are_the_bytes_of_local(
 
 @pytest.mark.slow
 def test_two_ranks_that_run_write_the_bytes_of_local(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = siblings(tmp_path / "pool", BF16)
     spoil(folders, float("inf"))
@@ -419,6 +419,7 @@ def test_two_ranks_that_run_write_the_bytes_of_local(
         == 1
     )
     assert done == [plan.nbytes]
+    assert "2 ranks, " in capsys.readouterr().out
     assert contents(out) == contents(
         LocalMerge().write(plan, tmp_path / "local", extra_files={"README.md": "card"})
     )
@@ -557,6 +558,14 @@ def test_fewer_ranks_than_asked(
     with pytest.raises(UserError, match="2 ranks were asked for and accelerate started 1"):
         AccelerateMerge(num_processes=2).write(planned(pool), tmp_path / "soup")
     check_nothing_left(tmp_path)
+
+
+def test_a_rank_in_the_run_says_where_it_worked(
+    pool: Siblings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AccelerateMerge(num_processes=1).write(planned(pool), tmp_path / "soup")
+    assert "1 rank, on " in capsys.readouterr().out
+    assert Rank(gpu=torch.device("cuda", 3)).device == "cuda:3"
 
 
 def test_how_many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,12 @@ def test_the_soup_on_disk_scores_as_poured(
     loaded = next(r for r in report_of(finished / "run")["rows"] if r["kind"] == "soup")
     shutil.copytree(finished / "run/soup", tmp_path / "best")
     pool = [f"pool.candidates=[{tmp_path / 'best'},{family / 'ant'}]", *pool_of(family)[1:]]
-    souping(*pool, "selector=all", "optimiser=uniform", "hydra.run.dir=written").ok()
+    by_tensor = "merge.tensor_weights={*.mlp.*:[0.4,0.6]}"
+    souping(*pool, "selector=all", "optimiser=uniform", by_tensor, "hydra.run.dir=written").ok()
+    # Such a soup is no plain average of its candidates.
+    (unchecked,) = report_of(tmp_path / "written")["cost"]["unchecked_weights"]
+    for name in ("run.log", "report.md", "report.html"):
+        assert unchecked in (tmp_path / "written" / name).read_text()
     written = next(r for r in report_of(tmp_path / "written")["rows"] if r["name"] == "best")
     assert written["scores"] == loaded["scores"]
 

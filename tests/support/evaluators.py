@@ -30,6 +30,7 @@ class Sink:
         self.closed = False
         self.adapters = False
         self.context_length = 128
+        self.in_place = True
         self.no_chunks = no_chunks
         self.sampling: list[dict[str, Any]] = []
         self.salts: list[str] = []

