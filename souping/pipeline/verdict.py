@@ -147,7 +147,8 @@ def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Ver
     needed = items_in_words(items_for(single, margin))
     sentence = (
         f"No difference shown: the soup against {single.b}, the model you would have deployed, {figures}. "
-        f"A true gain of {gain} over {single.b} alone takes {needed} test items (80 % power); there are {single.n:,}."
+        f"A true gain of {gain} takes {needed} test items (80 % power); there are {single.n:,}. "
+        f"That is for {single.b} alone; to show that a soup is better than every candidate takes more."
     )
     return Verdict(claim="no_difference_shown", sentence=sentence, p_value=p_value)
 

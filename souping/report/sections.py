@@ -15,12 +15,23 @@ from souping.report.content import (
     CategoryDifference,
     ModelEnds,
     Report,
+    RowDifference,
     SearchSummary,
     SelectionStability,
     SelectionSummary,
     TrialRow,
 )
-from souping.report.format import clean, count, four_digits, in_words, p_value, percent, rho, share
+from souping.report.format import (
+    ROW_KINDS,
+    clean,
+    count,
+    four_digits,
+    in_words,
+    p_value,
+    percent,
+    rho,
+    share,
+)
 from souping.report.recipe import REBUILD, recipe_table
 
 LOST = "models are truncated or missing"
@@ -45,7 +56,8 @@ FIGURES = {
 def headline(report: Report) -> str:
     """The verdict's sentence, or what can be said of a run that ended before the test split."""
     if report.verdict and clean(report.verdict.sentence):
-        return clean(report.verdict.sentence)
+        versus_last = trajectory.versus_last(report) if _measured(report) else ""
+        return f"{clean(report.verdict.sentence)} {versus_last}".strip()
     ingredients = report.selection.ingredients if report.selection else ()
     if report.recipe is None:
         if not ingredients:
@@ -61,7 +73,9 @@ def summary(report: Report) -> list[str]:
     lines = report_findings(report)
     claim = report.verdict.claim if report.verdict else ""
     if claim in NEXT:
-        lines.insert(0, f"Next ({claim}): {NEXT[claim]}.")
+        better = [_named(pair) for pair in _secondary(report) if _is_better(report, pair)]
+        other = f"; or deploy the {in_words(better)}, which scored higher" if better else ""
+        lines.insert(0, f"Next ({claim}): {NEXT[claim]}{other}.")
     soup = report.row("soup")
     if soup is not None and soup.scores:
         items = sum(interval.n or 0 for interval in soup.scores.values())
@@ -232,28 +246,59 @@ def _measured(report: Report) -> bool:
 
 
 def report_findings(report: Report) -> list[str]:
-    """The sentences below the headline wherever it is shown: on losses, and on the router."""
-    return [*losses(report), *_router(report)]
+    """The sentences below the headline wherever it is shown: on losses, the router and better uniform soups."""
+    sentences = losses(report)
+    for pair in _secondary(report):
+        # That the soup is better than a uniform one is no news.
+        if pair.kind == "router" or _is_better(report, pair):
+            sentences.append(_versus(report, pair))
+    return sentences
 
 
-def _router(report: Report) -> list[str]:
-    """A sentence on a router that is shown to be better or worse than the soup, with its price; else an empty list."""
-    unit = report.unit
-    pair = report.against("router")
-    price = tables.router_cost(report)
-    if pair is None or not price or not _measured(report) or report.dry_run:
+def _secondary(report: Report) -> list[RowDifference]:
+    """The soup minus the router and the uniform soups, each once, if one of the two is shown to be better."""
+    if not _measured(report) or report.dry_run:
         return []
     # Imported late: a soup's card has no comparisons, and needs no statistics.
     from souping.statistics.levels import ALPHA
 
-    if pair.p_holm is None or pair.p_holm >= ALPHA:
-        return []
-    comparison = "worse" if unit.gain(pair.difference) > 0 else "better"
-    return [
-        f"A router over the ingredients by category ({price} of each request) is {comparison} than the soup: "
-        f"soup minus router is {unit.points(pair.difference, sign=True)} "
+    pairs: dict[str, RowDifference] = {}
+    for pair in report.comparisons or ():
+        # A router that is one model is no router.
+        is_router = pair.kind == "router" and bool(tables.router_cost(report))
+        if not is_router and not pair.kind.startswith("uniform"):
+            continue
+        if pair.p_holm is not None and pair.p_holm < ALPHA:
+            pairs.setdefault(pair.b, pair)
+    return list(pairs.values())
+
+
+def _is_better(report: Report, pair: RowDifference) -> bool:
+    """Whether the other model of a pair scored higher than the soup."""
+    return report.unit.gain(pair.difference) < 0
+
+
+def _named(pair: RowDifference) -> str:
+    """`router`, or `soup that is uniform over the ingredients`."""
+    if pair.kind == "router":
+        return pair.kind
+    return f"soup that is {ROW_KINDS.get(pair.kind, clean(pair.kind))}"
+
+
+def _versus(report: Report, pair: RowDifference) -> str:
+    """A sentence on the router, with its price, or on a uniform soup against the soup."""
+    unit = report.unit
+    comparison = "better" if _is_better(report, pair) else "worse"
+    name = f"The {_named(pair)}"
+    other = "it"
+    if pair.kind == "router":
+        other = pair.kind
+        price = tables.router_cost(report)
+        name = f"A router over the ingredients by category ({price} of each request)"
+    return (
+        f"{name} is {comparison} than the soup: soup minus {other} is {unit.points(pair.difference, sign=True)} "
         f"({unit.limits(pair.low, pair.high, pair.level)}, Holm-corrected p {p_value(pair.p_holm)})."
-    ]
+    )
 
 
 def _loss(unit: Unit, pair: CategoryDifference) -> str:

@@ -58,6 +58,18 @@ def trajectory_sections(report: Report) -> tuple[Section, ...]:
     return training, Section("Averages by window", (line,), "windows", folded=numbers)
 
 
+def versus_last(report: Report) -> str:
+    """A sentence on the soup of a training run's checkpoints against the last one; empty if it was not compared, or is
+    the best candidate, of which the verdict speaks."""
+    last = report.against("last")
+    best = report.against("best_candidate")
+    if report.trajectory is None or last is None or report.dry_run:
+        return ""
+    if best is not None and best.b == last.b:
+        return ""
+    return f"Soup minus {clean(last.b)}, the last checkpoint: {_claimed(report.unit, last)}."
+
+
 def _lines(report: Report, result: TrajectoryResult) -> list[str]:
     """Sentences on the chosen average: its gain over the last checkpoint, and what that is to be compared with."""
     unit = report.unit

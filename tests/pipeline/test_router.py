@@ -26,7 +26,7 @@ from souping.report.analyses import read_content
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
 from souping.report.render import markdown, report_table
-from souping.report.sections import losses, report_findings
+from souping.report.sections import losses, report_findings, summary
 from souping.report.tables import compared, shown_models, summary_table
 from souping.statistics.levels import holm
 from tests.conftest import Cli, make_items, pool_of, recipe, report_of
@@ -166,6 +166,31 @@ def test_a_router_that_differs_beyond_chance_is_said_with_its_price(
     assert row[3].startswith(f"{100 * pair['difference']:+.1f} [".replace("-", "\N{MINUS SIGN}"))
     assert row[4] == "< 0.001"
     assert forest(read_content(found)) is not None
+
+
+def test_a_uniform_soup_that_is_better_is_named_and_so_is_what_to_do_next() -> None:
+    """As a router is; a worse one is no news."""
+    for level, difference in ((0.6, -0.2), (0.98, 0.2)):
+        found = report(right(w=level, x=level))
+        pair = pair_of(found, "uniform_all")
+        pair |= {"difference": difference, "low": difference - 0.1, "high": difference + 0.1}
+        found["comparisons"] = [
+            pair | {"p_holm": 0.008} if one["kind"] == "uniform_all" else one | {"p_holm": 1.0}
+            for one in found["comparisons"]
+        ]
+        content = read_content(found)
+        (next_step,) = [line for line in summary(content) if line.startswith("Next (")]
+        assert any("uniform over all" in line for line in told(found)) == (difference < 0)
+        assert ("uniform over all" in next_step) == (difference < 0)
+
+
+def test_a_router_that_is_better_is_what_to_deploy_instead() -> None:
+    (next_step,) = [
+        line
+        for line in summary(read_content(report(right(w=0.6, x=0.6))))
+        if line.startswith("Next (")
+    ]
+    assert next_step.endswith("or deploy the router, which scored higher.")
 
 
 def test_a_router_as_good_as_the_soup_is_a_row_without_a_sentence() -> None:

@@ -19,6 +19,7 @@ from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.content import Report, TrajectoryResult
 from souping.report.files import draw
 from souping.report.render import markdown, page
+from souping.report.sections import headline
 from souping.report.trajectory import trajectory_sections
 from souping.search.trajectory import windows
 from souping.statistics.scores import ItemTable
@@ -110,6 +111,26 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     (table,) = trajectory_sections(content)[1].folded[0].grids
     assert len(table.rows) == len(windows(SIZE)) - 1
     assert ("learning rates are not known" in text) is not rates
+
+
+def test_the_headline_of_a_training_run_says_what_the_soup_gained_over_the_last_checkpoint() -> (
+    None
+):
+    report, _ = sample()
+    last = f"c{SIZE}"
+    row = next(row for row in report["rows"] if row["kind"] == "best_candidate")
+    report["rows"].append({**row, "name": last, "kind": "last"})
+    pair = {**report["comparisons"][0], "difference": 0.0123, "b": last, "kind": "last"}
+    report["comparisons"].append(pair)
+    without = headline(read(Report, report))
+    assert last not in without
+    report["trajectory"] = to_json(measured(True))
+    assert headline(read(Report, report)).startswith(without)
+    assert f"minus {last}" in headline(read(Report, report))
+    # The verdict speaks of the best candidate.
+    for one in (report["rows"][-1], report["comparisons"][-1]):
+        one["name" if "name" in one else "b"] = row["name"]
+    assert headline(read(Report, report)) == without
 
 
 def test_other_candidates_have_no_such_section() -> None:
