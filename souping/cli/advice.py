@@ -61,7 +61,7 @@ def key_advice(key: str, known: Iterable[str]) -> str:
     if not full_keys and (near := closest(group, known)):
         # Only components have keys of their own.
         full_keys = [near + dot + below if near in groups() else near]
-    full_keys = full_keys or HINTS.get(name, [])
+    full_keys = full_keys or list(HINTS.get(name, ()))
     if full_keys:
         return _meant(full_keys)
     return f"; known keys: {', '.join(known) or 'none'}"

@@ -238,13 +238,20 @@ def _wrong_type(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     if not isinstance(cause, ValidationError | ConfigTypeError):
         return ""
-    hint = hints_of(RunKeys).get(str(cause.full_key))
+    key = str(cause.full_key)
+    hint = hints_of(RunKeys).get(key)
     wrong = setting_mismatch(cause.value, hint) if hint else ""
+    if not wrong:
+        return ""
+    word = f"{key}={cause.value!r}"
     # From a file of settings, there is no override.
     typed = re.match(r"Error merging override \+*(.+)", str(error), re.DOTALL)
-    return (
-        f"{typed[1] if typed else f'{cause.full_key}={cause.value!r}':.80} {wrong}" if wrong else ""
-    )
+    if typed:
+        word = typed[1]
+        # A name below a key that has none, such as `store.path`.
+        if word.partition("=")[0] != key:
+            return ""
+    return f"{word:.80} {wrong}"
 
 
 def _unknown_choice(error: BaseException) -> str:
