@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from souping.statistics.bootstrap_t import bootstrap_reach
+from souping.statistics.bootstrap_t import BootstrapReach, bootstrap_reach
 from souping.statistics.grouped import design
 from souping.statistics.levels import ALPHA
 
@@ -60,3 +60,12 @@ def test_the_limits_of_a_less_b_mirror_those_of_b_less_a(thirds: bool) -> None:
         assert there is not None
         assert back is not None
         assert (there.below(ALPHA), there.above(ALPHA)) == (back.above(ALPHA), back.below(ALPHA))
+
+
+def test_a_limit_is_never_on_the_wrong_side_of_the_difference() -> None:
+    """Of 399 values of t* from -1 to 1 the median is 0: beyond it a quantile is negative, and the distance is 0."""
+    reach = BootstrapReach(studentised=np.linspace(-1, 1, 399), error=2.0)
+    for level, quantile in ((0.5, 0.5025), (0.95, 0.0503), (1.0, 0.0)):
+        assert reach.below(level) == pytest.approx(2 * quantile, abs=1e-3)
+    skewed = BootstrapReach(studentised=np.linspace(-3, -1, 399), error=2.0)
+    assert (skewed.below(1.0), skewed.above(1.0)) == (0.0, pytest.approx(4.0))

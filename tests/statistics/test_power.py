@@ -11,7 +11,9 @@ from scipy import stats
 
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, ItemScores, ScoreMatrix
-from souping.statistics.power import measured_power, power_of
+from souping.statistics.comparison import contrast
+from souping.statistics.power import RunPower, measured_power, power_of
+from souping.statistics.scores import ScoreTable, one_category
 from tests.conftest import make_items
 
 ITEMS = make_items(200, ("x",))
@@ -64,3 +66,23 @@ def test_of_a_candidate_that_is_ahead_only_what_chance_does_not_explain_is_belie
     expected = gain_of_two(variance, gaps)
     assert power is not None
     assert power.gain == pytest.approx(expected, rel=0.04)
+
+
+def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() -> None:
+    """With runs, the root of `detectable` over the number of items; the part of runs has an end."""
+    rng = np.random.default_rng(4)
+    right = {name: (rng.random((4, 300)) < 0.6) * 1.0 for name in "ab"}
+    table = ScoreTable.complete(one_category(np.arange(300)), right)
+    comparison = contrast(table, "a", "b")
+    power = RunPower(comparison=comparison, scores=table, a="a", b="b")
+    assert comparison.degrees == 6
+    for margin in (0.5 * power.detectable(), power.detectable(), 2 * power.detectable()):
+        needed = power.items_for(margin)
+        assert needed is not None
+        assert power.detectable(times_items=needed / 300) == pytest.approx(margin, rel=0.02)
+
+    # A shift of a whole run does not get smaller on more items.
+    shifted = {"a": right["a"] * 0 + np.array([[0.2], [0.4], [0.6], [0.3]]), "b": right["b"]}
+    table = ScoreTable.complete(one_category(np.arange(300)), shifted)
+    power = RunPower(comparison=contrast(table, "a", "b"), scores=table, a="a", b="b")
+    assert power.items_for(0.01) is None
