@@ -320,8 +320,9 @@ def flip_reach(
 class Pulls:
     """Groups as the test sees them: pulls in units of the largest, `unit`.
 
-    T is not below zero: the difference is `turned` where it was, and where it is zero by the order
-    of its rows, so that a - b and b - a meet the same signs and mirror each other.
+    T is not below zero: a difference below zero is `turned`, so that a - b and b - a meet the same
+    signs and mirror each other. If T is zero, the order of the sorted rows decides. If a - b and
+    b - a have the same rows, neither is turned: both then have the same limits, not mirrored ones.
     """
 
     pull: FloatArray  # [G] sums to T

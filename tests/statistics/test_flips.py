@@ -102,3 +102,23 @@ def test_of_equal_models_limits_are_those_of_the_items_in_any_order(seed: int) -
     assert turned is not None
     assert limits[1] == pytest.approx(limits[0], rel=1e-9)
     assert (turned.above(0.05), turned.below(0.05)) == pytest.approx(limits[0], rel=1e-9)
+
+
+def test_a_difference_and_its_mirror_have_mirrored_limits_or_at_zero_the_same() -> None:
+    """If the differences of the groups are the same with either sign, nothing tells a - b from b - a."""
+    rng = np.random.default_rng(0)
+    half = rng.random(40)
+    uneven = rng.random(80)
+    for values, mirrored in (
+        (uneven, True),
+        (uneven - uneven.mean(), True),
+        (rng.permutation(np.concatenate([half, -half])), False),
+    ):
+        limits = []
+        for sign in (1.0, -1.0):
+            scores = design(sign * values, np.zeros(80, int), np.arange(80), np.ones(1))
+            reach = flip_reach(scores, draws=999)
+            assert reach is not None
+            limits.append((reach.below(0.05), reach.above(0.05)))
+        first, second = limits
+        assert second == (first[::-1] if mirrored else first)
