@@ -18,7 +18,7 @@ from souping.evaluate.scoring.judge import Judge
 from souping.logs.sources import read_logs
 from souping.pipeline.store import Store
 from souping.report.samples import SAMPLES_FILE
-from tests.conftest import Cli
+from tests.conftest import Cli, finished_words
 
 Change = Callable[[int, dict[str, Any]], None]
 """Changes the line of the n-th item."""
@@ -199,6 +199,21 @@ def test_a_comparison_of_runs_is_a_look_in_their_store(souping: Cli, finished_co
     assert [shown["difference"], shown["low"], shown["high"]] == pytest.approx(
         [row["difference"], row["low"], row["high"]]
     )
+
+
+def test_the_losses_of_a_report_are_what_compare_says_of_its_best_candidate(
+    souping: Cli, family: Path, tmp_path: Path
+) -> None:
+    words = [word for word in finished_words(family) if not word.startswith("optimiser")]
+    souping(*words, "optimiser=uniform", "hydra.run.dir=run").ok()
+    losses = json.loads((tmp_path / "run" / "report.json").read_text())["losses"]
+    ended = souping("compare", f"best=run:{losses['against']}", "soup=run", "--json")
+    rows = {row["name"]: row for row in json.loads(ended.out)["verdicts"]}
+    assert losses["categories"]
+    for loss in losses["categories"]:
+        row = rows[loss["category"]]
+        for key in ("difference", "low", "high", "level", "p_value", "test"):
+            assert row[key] == pytest.approx(loss[key]), (key, row)
 
 
 def test_a_store_that_is_not_the_runs_is_refused_or_said(souping: Cli, finished_copy: Path) -> None:
