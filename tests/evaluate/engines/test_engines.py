@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import engine_faults
 from souping import demo
 from souping.core.protocols import AdapterShape, evaluator_fingerprint
 from souping.core.text import install
@@ -541,3 +542,14 @@ def test_every_prompt_has_its_own_arguments(family: Path, sinks: SimpleNamespace
     assert len({*seeds[0], *seeds[1]}) == 4
     rule = {key: sink.sampling[0][key] for key in ("temperature", "top_p", "top_k", "min_p")}
     assert rule == {"temperature": 0.6, "top_p": 0.9, "top_k": -1, "min_p": 0.0}
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_check_finds_every_planted_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "x --engine transformers --hidden 64 --layers 1 --faults 1"
+    monkeypatch.setattr("sys.argv", words.split())
+    assert engine_faults.main() == 0
+    out = capsys.readouterr().out
+    assert all(f"{kind}: 1 of 1 found" in out for kind in engine_faults.FAULTS_OF_A_RUN)
