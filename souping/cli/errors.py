@@ -238,13 +238,17 @@ def _wrong_type(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     if not isinstance(cause, ValidationError | ConfigTypeError):
         return ""
-    hint = hints_of(RunKeys).get(str(cause.full_key))
-    wrong = setting_mismatch(cause.value, hint) if hint else ""
+    key = str(cause.full_key)
+    hint = hints_of(RunKeys).get(key)
     # From a file of settings, there is no override.
-    typed = re.match(r"Error merging override \+*(.+)", str(error), re.DOTALL)
-    return (
-        f"{typed[1] if typed else f'{cause.full_key}={cause.value!r}':.80} {wrong}" if wrong else ""
-    )
+    value = repr(cause.value)
+    if typed := re.match(r"Error merging override \+*([^=]+)=(.*)", str(error), re.DOTALL):
+        name, value = typed.groups()
+        # A name below a key that holds no mapping is no wrong value.
+        if name != key:
+            return ""
+    wrong = setting_mismatch(cause.value, hint) if hint else ""
+    return f"{key}={value:.60} {wrong}" if wrong else ""
 
 
 def _unknown_choice(error: BaseException) -> str:

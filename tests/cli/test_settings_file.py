@@ -201,7 +201,8 @@ def test_a_mapping_takes_entries_beside_those_that_it_has(word: str) -> None:
 
 
 def test_only_mappings_and_entries_below_a_key_are_opened() -> None:
-    for word in ("seed=1", "selector={a: 1}", "hydra.run.dir=x", "action.plan=true", "+a.b.c=1"):
+    stay = ["seed=1", "seed.x=1", "name={a: 1}", "selector={a: 1}", "hydra.run.dir=x"]
+    for word in (*stay, "action.plan=true", "+a.b.c=1"):
         assert opened(word) == word
     for word in ("engine.args={a: 1}", "engine.args.a=1", "guard={x: 1}", "guard.x=1"):
         assert opened(word) == f"++{word}"
