@@ -218,16 +218,9 @@ def _bracket_fault(value: str) -> str:
         return ""
     # Quoted texts may hold brackets.
     bare = re.sub(r"\"[^\"]*\"|'[^']*'", "''", value)
-    missing = ""
-    for bracket in re.findall(r"[\[\]{}]", bare):
-        if bracket in "[{":
-            missing = ("]" if bracket == "[" else "}") + missing
-        elif missing[:1] == bracket:
-            missing = missing[1:]
-        else:
-            return f"`{bracket}` closes nothing that is open"
-    if missing:
-        return f"`{missing}` is missing at the end"
+    for opening, closing in ("[]", "{}"):
+        if surplus := bare.count(opening) - bare.count(closing):
+            return f"`{closing if surplus > 0 else opening}` is missing"
     if gap := re.search(r"[\]}']\s*([\[{'\w])", bare):
         return f"a comma is missing between {gap[0][0]} and {gap[1]}"
     return ""
