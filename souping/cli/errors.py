@@ -218,16 +218,9 @@ def _bracket_fault(value: str) -> str:
         return ""
     # Quoted texts may hold brackets.
     bare = re.sub(r"\"[^\"]*\"|'[^']*'", "''", value)
-    missing = ""
-    for bracket in re.findall(r"[\[\]{}]", bare):
-        if bracket in "[{":
-            missing = ("]" if bracket == "[" else "}") + missing
-        elif missing[:1] == bracket:
-            missing = missing[1:]
-        else:
-            return f"`{bracket}` closes nothing that is open"
-    if missing:
-        return f"`{missing}` is missing at the end"
+    for opening, closing in ("[]", "{}"):
+        if surplus := bare.count(opening) - bare.count(closing):
+            return f"`{closing if surplus > 0 else opening}` is missing"
     if gap := re.search(r"[\]}']\s*([\[{'\w])", bare):
         return f"a comma is missing between {gap[0][0]} and {gap[1]}"
     return ""
@@ -240,18 +233,15 @@ def _wrong_type(error: BaseException) -> str:
         return ""
     key = str(cause.full_key)
     hint = hints_of(RunKeys).get(key)
-    wrong = setting_mismatch(cause.value, hint) if hint else ""
-    if not wrong:
-        return ""
-    word = f"{key}={cause.value!r}"
     # From a file of settings, there is no override.
-    typed = re.match(r"Error merging override \+*(.+)", str(error), re.DOTALL)
-    if typed:
-        word = typed[1]
-        # A name below a key that has none, such as `store.path`.
-        if word.partition("=")[0] != key:
+    value = repr(cause.value)
+    if typed := re.match(r"Error merging override \+*([^=]+)=(.*)", str(error), re.DOTALL):
+        name, value = typed.groups()
+        # A name below a key that holds no mapping is no wrong value.
+        if name != key:
             return ""
-    return f"{word:.80} {wrong}"
+    wrong = setting_mismatch(cause.value, hint) if hint else ""
+    return f"{key}={value:.60} {wrong}" if wrong else ""
 
 
 def _unknown_choice(error: BaseException) -> str:

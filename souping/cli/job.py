@@ -23,6 +23,7 @@ from souping.cli.advice import VALUE, value_advice
 from souping.cli.commands import SETTINGS_FILES, command_line, root_of
 from souping.cli.config import (
     CHOSEN,
+    FREE,
     drop_replaced,
     has_folder,
     is_key,
@@ -101,8 +102,11 @@ def opened(word: str) -> str:
     """
     key, _, value = word.partition("=")
     names = key.split(".")
-    is_mapping = is_key(names) and value.lstrip().startswith("{")
-    return f"++{word}" if is_mapping or is_key(names[:-1]) else word
+    holds_entries = is_key(names) and value.lstrip().startswith("{")
+    # All other root keys hold one value of a type that Hydra checks.
+    if names[0] in (*FREE, "analysis") and (holds_entries or is_key(names[:-1])):
+        return f"++{word}"
+    return word
 
 
 def _compose_once() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from souping.core.text import shown
@@ -52,33 +51,20 @@ def nests_deeply(value: Any) -> bool:
 
 
 def read_yaml(text: str | bytes) -> Any:
-    """YAML from somebody else.
+    """YAML from somebody else; errors as of `read_yaml_node`, and those of Python's types."""
+    import yaml
+
+    node = read_yaml_node(text)
+    return None if node is None else yaml.constructor.SafeConstructor().construct_document(node)
+
+
+def read_yaml_node(text: str | bytes) -> yaml.Node | None:
+    """The node of YAML from somebody else, whose parts know their lines; None if the text is empty.
 
     Raises:
         ValueError: it nests without end.
         yaml.YAMLError: it is not YAML, or has aliases, a few lines of which fill any memory.
     """
-    with _bounded_depth():
-        return _plain_loader(text).get_single_data()
-
-
-def read_yaml_node(text: str) -> yaml.Node | None:
-    """The node of a YAML text, whose parts know their lines; None if the text is empty. Errors as of `read_yaml`."""
-    with _bounded_depth():
-        return _plain_loader(text).get_single_node()
-
-
-@contextmanager
-def _bounded_depth() -> Iterator[None]:
-    """Tell what nests too deeply for Python as a ValueError."""
-    try:
-        yield
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _plain_loader(text: str | bytes) -> yaml.SafeLoader:
-    """A loader of YAML without aliases."""
     import yaml
 
     class PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
@@ -87,12 +73,15 @@ def _plain_loader(text: str | bytes) -> yaml.SafeLoader:
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
                 mark = self.peek_event().start_mark
-                raise yaml.composer.ComposerError(
+                raise yaml.MarkedYAMLError(
                     problem="aliases (*NAME) are not read", problem_mark=mark
                 )
             return super().compose_node(parent, index)
 
-    return PlainLoader(text)
+    try:
+        return yaml.compose(text, PlainLoader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _number(digits: str) -> int | float:

@@ -13,10 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from souping.core.files import regular
 from souping.core.system import provenance, versions
 from souping.core.text import human, one_line, safe
-from souping.core.types import UserError
 from souping.report import format
 
 if TYPE_CHECKING:
@@ -304,11 +302,12 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
 
 def command_of(run_dir: Path) -> str:
     """The command that made a run, from the start of its run.log; empty if it has none."""
-    with suppress(OSError, UserError):
-        with regular(run_dir / LOG).open(encoding="utf-8", errors="replace") as file:
-            match = re.search(r"^[\d:]+ command +(.+)", file.read(LONGEST_HEAD), re.MULTILINE)
-        return match[1] if match else ""
-    return ""
+    if not (run_dir / LOG).is_file():
+        return ""
+    with (run_dir / LOG).open(encoding="utf-8", errors="replace") as file:
+        return "".join(
+            re.findall(r"^[\d:]+ command +(.+)", file.read(LONGEST_HEAD), re.MULTILINE)[:1]
+        )
 
 
 def _head(command: str, overrides: str) -> Iterator[str]:

@@ -103,10 +103,10 @@ def test_a_candidate_that_is_broken(family: Path, souping: Cli, tmp_path: Path) 
     ("word", "needle"),
     [
         ("pool.candidates=[a,b", "`]` is missing"),
-        ("pool.candidates=[{name: a, path: b]", "`]` closes nothing"),
-        ("pool.candidates=a,b]", "`]` closes nothing"),
+        ("pool.candidates=[{name: a, path: b]", "`}` is missing"),
+        ("pool.candidates=a,b]", "`[` is missing"),
         ("guard={x: 1", "`}` is missing"),
-        ("optimiser.weights=[[0.5,[0.5]", "`]]` is missing"),
+        ("optimiser.weights=[[0.5,[0.5]", "`]` is missing"),
         ("pool.candidates=['a' 'b']", "comma"),
         ("pool.candidates=[{name: a} {name: b}]", "comma"),
         ("pool.candidates=[a b]", "comma"),

@@ -136,20 +136,20 @@ def parsed(word: str) -> Any:
         ("optimiser: grid\noptimiser:\n  step: 0.2\n", "run.yaml:2: optimiser", "line 1"),
         ("selector:\n  threshold:\n    _target_: x\n", "run.yaml:3: _target_", "GROUP"),
         ("pool.candidates:\n- {name: a,\n   _target_: x}\n", "run.yaml:3: _target_", ""),
-        ("seed: 1\nhydra:\n  run: {dir: x}\n", "run.yaml:2: hydra", "command line"),
+        ("seed: 1\nhydra:\n  run: {dir: x}\n", "run.yaml:3: hydra.run.dir", "command line"),
         ("hydra/launcher: x\n", "run.yaml:1: hydra/launcher", ""),
         ("action.plan: true\n", "run.yaml:1: action.plan", "plan"),
-        ("seed: 1\naction:\n  recipe: x\n", "run.yaml:2: action", ""),
+        ("seed: 1\naction:\n  recipe: x\n", "run.yaml:3: action.recipe", ""),
         ("--config-dir: x\n", "run.yaml:1: --config-dir", ""),
         ("-cd: x\n", "run.yaml:1: -cd", ""),
-        ("+--cfg: job\n", "run.yaml:1: +--cfg", ""),
         ("~tracker: null\n", "run.yaml:1: ~tracker", ""),
         ("seed: 1\nnonsense: 1\n", "run.yaml:2: nonsense", "not a key"),
         ("seed: 1\na: [1\nb: 2\n", "run.yaml:3: not YAML", ""),
         ("seed: 1\nname: a: b\n", "run.yaml:2: not YAML", ""),
         ("seed: 1\nname: \x07\n", "run.yaml:2: not YAML", ""),
         ("name: &a x\nout: *a\n", "run.yaml:2: ", "aliases"),
-        ("name: !!binary aGk=\n", "run.yaml:1: ", "binary"),
+        ("name: !thing x\n", "run.yaml:1: ", "!thing"),
+        ("? [a]\n: 1\n", "run.yaml:1: ", "a key"),
         ("seed: 1\nstore: 'a${'\n", "run.yaml:2: store", "\\${"),
         ("guard: {null: 1}\n", "run.yaml:1: guard.None", ""),
         ("just a text", "run.yaml: ", "KEY: VALUE"),
@@ -201,7 +201,8 @@ def test_a_mapping_takes_entries_beside_those_that_it_has(word: str) -> None:
 
 
 def test_only_mappings_and_entries_below_a_key_are_opened() -> None:
-    for word in ("seed=1", "selector={a: 1}", "hydra.run.dir=x", "action.plan=true", "+a.b.c=1"):
+    stay = ["seed=1", "seed.x=1", "name={a: 1}", "selector={a: 1}", "hydra.run.dir=x"]
+    for word in (*stay, "action.plan=true", "+a.b.c=1"):
         assert opened(word) == word
     for word in ("engine.args={a: 1}", "engine.args.a=1", "guard={x: 1}", "guard.x=1"):
         assert opened(word) == f"++{word}"
@@ -217,6 +218,8 @@ def test_a_file_and_options_stand_in_any_order(souping: Cli, tmp_path: Path) -> 
     ):
         assert {"name: x", "seed: 3"} <= set(souping(*words).ok().out.splitlines())
     souping("run.yaml", "seed=3", "other.yml").refused("run.yaml", "other.yml")
+    (tmp_path / "run.yaml").write_text("+--cfg: job\n")
+    souping("run.yaml").refused("+--cfg")
     # Keys of a run in the file of a merge.
     (tmp_path / "run.yaml").write_text("merge.method: slerp\nevaluator.seed: 1\n")
     souping("merge", "run.yaml", "out=x").refused("evaluator", "merge")
