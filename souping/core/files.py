@@ -46,7 +46,7 @@ def regular(path: Path) -> Path:
     return path
 
 
-def bounded(path: Path, most_bytes: int) -> Path:
+def sized(path: Path, most_bytes: int) -> Path:
     """The path of a file to read as a whole (UserError: it is larger than any such file, or no regular file)."""
     if regular(path).stat().st_size > most_bytes:
         raise UserError(f"{path}: larger than {most_bytes:,} bytes, which no such file is")
