@@ -36,7 +36,7 @@ from typing import (
 import numpy as np
 
 from souping.core.arguments import LONGEST_TIMEOUT_S
-from souping.core.files import size_limited
+from souping.core.files import sized
 from souping.core.parsing import read_json
 from souping.core.text import first_line, listed, nearest, shown
 from souping.core.types import TOLERANCE, Json, T, UserError, Weights, frozen
@@ -198,7 +198,7 @@ def pick(name: str, options: Iterable[str], key: str, more: str = "") -> str:
 def text_of(path: Path, most_bytes: int = sys.maxsize) -> str:
     """The text of a file (UserError if it is not UTF-8, or has more than so many bytes)."""
     try:
-        return size_limited(path, most_bytes).read_text(encoding="utf-8")
+        return sized(path, most_bytes).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}") from error
 

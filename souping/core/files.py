@@ -53,7 +53,7 @@ def unpacked_limit(path: Path) -> int:
     return max(UNPACKED_BYTES, UNPACKED_RATIO * path.stat().st_size)
 
 
-def size_limited(path: Path, most_bytes: int) -> Path:
+def sized(path: Path, most_bytes: int) -> Path:
     """The path of a file to read as a whole (UserError: it is larger than any such file, or no regular file)."""
     if regular(path).stat().st_size > most_bytes:
         raise UserError(f"{path}: larger than {most_bytes:,} bytes, which no such file is")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from souping.core.fields import checked, load_json
-from souping.core.files import size_limited, write_atomically
+from souping.core.files import sized, write_atomically
 from souping.core.parsing import read_yaml
 from souping.core.reading import read, to_json
 from souping.core.text import first_line
@@ -151,7 +151,7 @@ def read_run_config(path: Path) -> RunConfig:
         UserError: it cannot be read.
     """
     try:
-        value = read_yaml(size_limited(path, LONGEST_CONFIG_BYTES).read_bytes())
+        value = read_yaml(sized(path, LONGEST_CONFIG_BYTES).read_bytes())
     except (ImportError, UserError):
         # Something is not installed, or the message is complete.
         raise
@@ -173,7 +173,7 @@ def read_trials(path: Path) -> list[TrialRow]:
         UserError: it is not such a table; a spreadsheet may have saved it in another form.
     """
     try:
-        with size_limited(path, MOST_BYTES).open(newline="", encoding="utf-8") as file:
+        with sized(path, MOST_BYTES).open(newline="", encoding="utf-8") as file:
             # An empty file has no header: a ValueError too.
             header, *lines = csv.reader(file, strict=True)
         if "recipe_id" not in header:
