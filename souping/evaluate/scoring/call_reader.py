@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from itertools import accumulate, count, pairwise
@@ -87,11 +87,11 @@ def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tupl
     root = _parse(source, language)
     statements = _children(root)
     is_faulty = root.has_error and _FAULT.search(str(root))
-    if is_faulty or [node.type for node in statements] != ["expression_statement"]:
+    if is_faulty or len(statements) != 1:
         raise ValueError("not a single call")
-    call = _children(statements[0])[0]
+    call = _called(statements[0], language)
     # JavaScript's call with a template string has no brackets.
-    if call.type != _CALLS[language] or not _text(call, "arguments").startswith("("):
+    if call is None or not _text(call, "arguments").startswith("("):
         raise ValueError("not a call")
     named = dict[str, Literal]()
     positional = list[Literal]()
@@ -105,7 +105,44 @@ def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tupl
         if name in named:
             raise ValueError(f"argument {name} is given twice")
         named[name] = _literal(value)
+        if language == "java" and named[name].kind != "string":
+            named[name] = replace(named[name], text=_joined(value))
     return _name(call), named, tuple(positional)
+
+
+def _called(statement: Node, language: str) -> Node | None:
+    """The call that a statement makes, None if it makes none.
+
+    As in BFCL, a JavaScript statement is the call itself, and the first call in a Java statement counts, such as that
+    of `var x = f();`.
+    """
+    if language == "java":
+        nodes = list(_leaves(statement, [_CALLS["java"]]))
+    else:
+        nodes = _children(statement)[:1] if statement.type == "expression_statement" else []
+    return next((node for node in nodes if node.type == _CALLS[language]), None)
+
+
+def _leaves(node: Node, whole: Sequence[str]) -> Iterator[Node]:
+    """The nodes in which a tree ends, in the order of the source; nodes of a type in `whole` are not entered."""
+    # Not by recursion: a tree may be thousands of nodes deep.
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node.type in whole or not node.children:
+            yield node
+        else:
+            waiting += reversed(node.children)
+
+
+def _joined(node: Node) -> str:
+    """The source of a Java value with no more than a space between its tokens. As in BFCL, calls stay as written."""
+    text = ""
+    end = node.start_byte
+    for leaf in _leaves(node, (*_STRINGS, _CALLS["java"])):
+        text += " " * (leaf.start_byte > end) + _text(leaf)
+        end = leaf.end_byte
+    return text
 
 
 def _children(node: Node | None) -> list[Node]:

@@ -3,8 +3,9 @@
 Number of calls, names, required and optional arguments, types and values; the order of keyword arguments and of
 parallel calls does not matter. Texts are compared without case, spaces and `,./-_*^`. Rules after bfcl-eval 2026.3.23
 (Apache-2.0), with deliberate differences: calls are matched to answers by a perfect matching (BFCL takes the first
-that fits), newline- or `;`-separated calls are read, and in Java and JavaScript a quoted number is a string, strings
-in arrays lose their quotes and maps keep their entries (BFCL's parsers drop these).
+that fits), newline- or `;`-separated calls are read and every one of them counts (in Java and JavaScript BFCL ignores
+all but the first, which would make two calls right where one is expected), and in Java and JavaScript a quoted number
+is a string, strings in arrays lose their quotes and maps keep their entries (BFCL's parsers drop these).
 
 An answer is one of
 - `[{name: {parameter: [allowed, ...]}}]`, BFCL's form; "" among the allowed values: may be left out;
@@ -485,6 +486,8 @@ def plain_value(value: Value) -> Value:
     """A literal of Java or JavaScript as a Python value, its type by its spelling; a Python value as it is."""
     if not isinstance(value, Literal):
         return value
+    if value.kind == "code":
+        return value.text
     if value.kind == "list" and isinstance(value.value, list):
         return [plain_value(element) for element in value.value]
     if value.kind == "dict" and isinstance(value.value, dict):

@@ -82,6 +82,41 @@ def test_elements_have_the_documented_type(
     assert right(answer, output) is expected
 
 
+@pytest.mark.parametrize(
+    "output",
+    ["f(a=1)", "var x = f(a=1);", "int x = f(a=1)", "x = f(a=1);", "return f(a=1);", "{ f(a=1); }",
+     "Object o = (Object) f(a=1);", "[var x = f(a=1)]"],
+)  # fmt: skip
+def test_the_first_call_of_a_java_statement_counts(output: str) -> None:
+    assert right(typed("integer", [1]), output, "java")
+    assert not right(typed("integer", [1]), output.replace("1", "2"), "java")
+    assert not right(typed("integer", [1]), f"const x = {output}", "javascript")
+
+
+@pytest.mark.parametrize("language", ["java", "javascript"])
+def test_two_calls_where_one_is_expected_are_wrong(language: str) -> None:
+    """BFCL takes the first."""
+    for output in ("f(a=1); f(a=1)", "f(a=1); g(b=2)", "f(a=1), f(a=1)"):
+        assert not right(typed("integer", [1]), output, language)
+
+
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        ("new X(\n1,\n  2)", True), ("new X(\r\n1,\t2)", True), ("new X(1, 2)", True), ("new X(\n2, 1)", False),
+        ("new X(\n1, 2, g(\n))", False),
+    ],
+)  # fmt: skip
+def test_line_breaks_between_the_tokens_of_java_do_not_count(value: str, same: bool) -> None:
+    for kind in ("any", "String"):
+        assert right(typed(kind, ["new X(1, 2)"]), f"f(a={value})", "java") is same
+    assert right("f(a=new X(1, 2))", f"f(a={value})", "java") is same
+    assert right(typed("any", ["new X(1, 2, g())"]), "f(a=new X(1,\n2, g()))", "java")
+    # As in BFCL, a call as a value stays as written.
+    assert not right(typed("any", ["new X(g(1))"]), "f(a=new X(g(\n1)))", "java")
+    assert not right(typed("any", ["new X(1)"]), "f(a=new X(\n1))", "javascript")
+
+
 def test_java_elements_are_read_by_their_documented_type() -> None:
     answer = typed("ArrayList", [[1, 2]], items={"type": "long"})
     assert right(answer, "f(a=new ArrayList<>(Arrays.asList(1L, 2L)))", "java")
