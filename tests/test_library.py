@@ -7,7 +7,7 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,16 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
         ),
         ({"items": [{"id": "1"}]}, r"items\[0\]: `category` is missing"),
         ({"items": []}, "holds no items"),
+        ({"items": "nope.jsonl"}, "nope.jsonl"),
+        ({"name": "../x"}, "^name="),
+        ({"name": "\n"}, "^name="),
+        ({"name": ""}, "^name="),
+        ({"store": ""}, "store="),
+        ({"store": "x\0y"}, "^store="),
+        ({"out": "x\0y"}, "^out="),
+        ({"out": __file__}, "test_library.py"),
+        ({"seed": -1}, "^seed="),
+        ({"min_gain": float("nan")}, "^min_gain="),
     ],
 )
 def test_invalid_arguments(
@@ -126,6 +136,26 @@ def test_invalid_arguments(
     with pytest.raises(souping.UserError, match=words):
         souping.run(**(settings | given))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: souping.select("nope.csv"), "nope.csv"),
+        (lambda: souping.select("x\0y"), "NUL"),
+        (lambda: souping.compare({"a": [0, 1], "b": [1, 1]}, policy="nope.toml"), "nope.toml"),
+        (lambda: souping.compare({"a": [0, 1], "b": [1, 1]}, average="nope.json"), "nope.json"),
+        (lambda: souping.compare({"a": [0, 1], "b": [1, 1]}, pass_at=0), "^pass_at=0 "),
+        (lambda: souping.compare({"a": [0, 1], "b": [1, 1]}, look=0), "^look=0 "),
+        (lambda: souping.soup(["a"], out=__file__), "test_library.py"),
+    ],
+)
+def test_files_that_are_not_there_and_counts_below_one_are_one_line(
+    call: Callable[[], Any], words: str
+) -> None:
+    with pytest.raises(souping.UserError, match=words) as refused:
+        call()
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_items_may_be_objects_or_dicts(

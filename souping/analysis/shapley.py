@@ -16,7 +16,7 @@ Shape legend: I items of the search split; n players.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Annotated, Literal
@@ -222,7 +222,11 @@ def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients
 
 # How it is shown
 
-COLOUR = {1: COLOURS["soup"], 2: COLOURS["best_candidate"], 3: COLOURS["uniform_selected"]}
+COLOUR: Mapping[MaybeInt, str] = {
+    1: COLOURS["soup"],
+    2: COLOURS["best_candidate"],
+    3: COLOURS["uniform_selected"],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,7 +359,7 @@ class ShapleyResult(AnalysisResult):
             plot, axes = figure(8.6, 1.0 + 0.27 * len(rows))
             colours = {}
             for y, (level, player) in enumerate(rows):
-                colour = COLOUR.get(level.size or 1, INK)
+                colour = COLOUR.get(level.size, INK)
                 colours[clean(level.kind)] = colour
                 low = unit.scale * (player.low or 0.0)
                 high = unit.scale * (player.high or 0.0)

@@ -197,7 +197,7 @@ def _parser() -> Arguments:
         metavar="K",
         help="this is the K-th comparison on these items",
     )
-    add("--pass-at", type=positive, default=0, metavar="K", help="score an item by pass@K")
+    add("--pass-at", type=positive, metavar="K", help="score an item by pass@K")
     add(
         "--same-prompts",
         action="store_true",

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from souping.cli.advice import key_advice
 from souping.cli.commands import EXPERIMENT, OVERLAY
-from souping.core.fields import Bounds, Count, Form, Hint, Seed, fits, hints_of, mismatch
+from souping.core.fields import Bounds, Count, FolderName, Hint, Seed, fits, hints_of, mismatch
 from souping.core.files import expanded
 from souping.core.types import Json, UserError
 from souping.pipeline.settings import (
@@ -53,9 +53,7 @@ class Action:
 class SharedKeys:
     """Root keys of runs and merges. Hydra checks their types, `check_root_keys` all that their annotations say."""
 
-    name: Annotated[
-        str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")
-    ] = "souping"
+    name: FolderName = "souping"
     seed: Seed = 0
     out: str | None = None
     action: Action = field(default_factory=Action)

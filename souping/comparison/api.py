@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 
@@ -21,8 +20,8 @@ from souping.comparison.row_tests import RowTest, decide_rows
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import joint_tests
 from souping.comparison.verdict import FAIL_ON, TRUNCATED, Margin, Policy, Word, read_policy
-from souping.core.fields import Bounds, Count, check_arguments, load_json, pick
-from souping.core.files import expanded
+from souping.core.fields import Count, check_arguments, load_json, pick
+from souping.core.files import errors_told, expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError
 from souping.logs.bfcl import VERSION
@@ -46,6 +45,7 @@ AVERAGES = ("task", "item", "leaf", "bfcl")
 FEW_GROUPS = 30
 
 
+@errors_told()
 def compare(
     logs: Mapping[str, LogSource | list[LogSource]],
     *,
@@ -59,7 +59,7 @@ def compare(
     score: str = "",
     repeat: str = "",
     look: Count = 1,
-    pass_at: Annotated[int, Bounds(ge=0)] = 0,
+    pass_at: Count | None = None,
     same_prompts: bool = False,
     lower_is_better: Sequence[str] = (),
     fail_on: Sequence[Word] = FAIL_ON,
@@ -98,10 +98,10 @@ def compare(
     base_log = next(iter(model_logs.values()))[0]
     named_weights = _named_weights(average, base_log, common)
     weights = task_weights(common, average, named_weights)
-    rows = _checked_rows(common, weights, pass_at, requirements)
+    rows = _checked_rows(common, weights, pass_at or 0, requirements)
     # What else, besides the models and the items, tells this comparison from another one.
     fields = f"{group} {category}".rstrip()
-    settings = [average, named_weights, fields, pass_at]
+    settings = [average, named_weights, fields, pass_at or 0]
     looks = looks_of(model_logs, common, weights, settings, store, look)
     notes = list(_formula(base_log, common, average))
     name = average if average in AVERAGES else "file"

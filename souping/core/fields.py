@@ -85,6 +85,9 @@ Seed = Annotated[int, Bounds(ge=0, lt=2**32)]
 """Seed of random numbers, as numpy takes it."""
 TokenId = Annotated[int, Bounds(ge=0, lt=2**31)]
 Name = Annotated[str, Form(r"(?s).*\S.*", "a text that is not empty")]
+FolderName = Annotated[
+    str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")
+]
 Share = Annotated[float, Bounds(gt=0, le=1)]
 Seconds = Annotated[float, Bounds(gt=0, le=LONGEST_TIMEOUT_S)]
 Temperature = Annotated[float, Bounds(ge=0, le=100)]

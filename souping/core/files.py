@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -95,6 +96,15 @@ def error_text(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     return f"{str(error.filename or 'file system')[:1000]}: {error.strerror or first_line(error)}"
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Errors of files as a UserError, for the functions of the library; commands tell them at their end."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(error_text(error)) from error
 
 
 def nearby(path: Path) -> str:

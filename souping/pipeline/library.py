@@ -13,8 +13,8 @@ from souping.analysis.correlation import pearson
 from souping.analysis.front import FRONT, FrontPoint, FrontResult
 from souping.analysis.guards import read_guards
 from souping.checkpoints.pool import Pool
-from souping.core.fields import Count, Seed, check_arguments, pick
-from souping.core.files import OUTPUTS, expanded
+from souping.core.fields import Count, FolderName, Seed, check_arguments, pick
+from souping.core.files import OUTPUTS, errors_told, expanded
 from souping.core.folders import discard, missing_folders, numbered_folders
 from souping.core.protocols import (
     BenchmarkItems,
@@ -119,6 +119,7 @@ class RunResult:
         return f"RunResult({sentence} Soup: {mixed or 'none'}. Files: {self.out})"
 
 
+@errors_told()
 def run(
     *,
     candidates: Models,
@@ -130,7 +131,7 @@ def run(
     merge: MergeBackend | None = None,
     tracker: Tracker | None = None,
     out: str | Path | None = None,
-    name: str = "souping",
+    name: FolderName = "souping",
     seed: Seed = 0,
     stop_after: StopAfter | None = None,
     dry_run: Count | None = None,
@@ -204,7 +205,7 @@ def _perform(settings: RunSettings) -> RunResult:
     # After a late error there are results to keep.
     except LateError:
         raise
-    except UserError:
+    except (UserError, OSError):
         # A folder that was there before keeps all of its files.
         discard(settings.run_dir, new_folders, EARLY if new_folders else ())
         raise
@@ -217,6 +218,7 @@ def _perform(settings: RunSettings) -> RunResult:
     return RunResult(settings.run_dir, report, tuple(trials), soup)
 
 
+@errors_told()
 def soup(
     candidates: Models,
     weights: Sequence[float] | Mapping[str, float] | None = None,
@@ -254,6 +256,7 @@ def soup(
     return folder
 
 
+@errors_told()
 def select(scores: str | Path | ScoreMatrix, selector: Selector | None = None) -> Selection:
     """Ingredients by scores: SoCE with Pearson's correlation by default.
 

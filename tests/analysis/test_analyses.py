@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
-from souping.analysis.consistency import Consistency
+from souping.analysis.consistency import Consistency, ConsistencyResult
 from souping.analysis.shapley import Shapley, ShapleyResult
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import CategoryWins, ItemWins
 from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Recipe, Record
+from souping.core.unit import POINTS
 from souping.pipeline.analyses import analysis_results
 from souping.report.analyses import drawings, read_content
 from souping.report.files import as_json
@@ -68,6 +69,15 @@ def test_analyses_that_cost_nothing_are_made_by_default() -> None:
     soups = run_of().soups
     costly = {name for name, rows in ROWS.items() for row in rows if row.asks(soups)}
     assert ROWS.keys() - costly == FREE
+
+
+def test_names_of_categories_are_cut_beyond_24_characters_beside_a_heatmap() -> None:
+    names = ["a" * 24, "b" * 13 + "c" * 12]
+    half = {"matrix": [[1.0, 0.5], [0.5, 1.0]], "models": 4, "mean": 0.5}
+    result = read(ConsistencyResult, {"categories": names, "before": half, "after": half})
+    (drawing,) = result.drawings(POINTS)
+    labels = [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()]
+    assert labels == ["a" * 24, "b" * 11 + "\u2026" + "c" * 12]
 
 
 @pytest.mark.parametrize("analysis", each(ROWS))
