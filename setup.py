@@ -14,20 +14,20 @@ CORE = [
     "omegaconf>=2.3,<2.5",
     "torch>=2.6,<3",
     "accelerate>=1.2,<2",
-    "transformers>=5,<6",
+    "transformers>=5.2.0,<6",
     "huggingface-hub>=1.31,<3",
     "httpx>=0.27",  # for servers and judges
     "safetensors>=0.5",
-    "wandb>=0.19",
+    "wandb>=0.20.1",
     "nevergrad>=1.0.8",
-    "numpy>=2,<2.4",  # with 2.4 Nevergrad's MetaModel raises TypeError
+    "numpy>=2",
     "scipy>=1.13",
     "llvmlite>=0.45",  # compiles the averaging kernel in milliseconds; numpy does the same slower
     "matplotlib>=3.9",
     "psutil>=6",
     "rich>=13",
-    "regex>=2024.4",  # patterns of items, with a time limit
-    "tree-sitter>=0.25",  # calls in Java and JavaScript; 0.25 can give up on garbage
+    "regex>=2024.4.16",  # patterns of items, with a time limit
+    "tree-sitter>=0.26.1",  # calls in Java and JavaScript
     "tree-sitter-java>=0.23",
     "tree-sitter-javascript>=0.23",
 ]
@@ -66,7 +66,8 @@ def description(repository: str) -> str:
 setup(
     long_description=description(PROJECT["urls"].get("Repository", "")),
     long_description_content_type="text/markdown",
-    python_requires=">=3.11",
+    # On 3.14 argparse refuses a help of hydra 1.3 that is no string: hydra's issue 3121.
+    python_requires=">=3.11,<3.14",
     classifiers=[
         "Development Status :: 4 - Beta",
         "Environment :: Console",

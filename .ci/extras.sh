@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every extra installs alone beside the core: a fresh virtual environment each, then `pip check` and a first import.
-# The main job and the default suite run with every Python from 3.11 on that is found, also in a fresh environment each.
+# The main job and the default suite run with every Python from 3.11 to 3.13 that is found, also in a fresh environment each.
 #   bash .ci/extras.sh [EXTRA | python3.X ...]       all by default; `vllm` takes several GB and minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -64,7 +64,7 @@ attempt() {
 names=("$@")
 if [ ${#names[@]} -eq 0 ]; then
     mapfile -t names < <(python3 .ci/extras.py)
-    for name in python3.{11..14}; do
+    for name in python3.{11..13}; do
         if interpreter "$name" >/dev/null; then
             names+=("$name")
         fi

@@ -72,6 +72,12 @@ CLAIM_TESTS = (
     "tests/report/test_content.py",
     "tests/report/test_report.py",
 )
+ANALYSIS_TESTS = (
+    "tests/analysis",
+    "tests/pipeline/test_counted_looks.py",
+    "tests/pipeline/test_trajectory.py",
+    "tests/pipeline/test_router.py",
+)
 MERGE_FILES = ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py")
 EVIDENCE_FILES = ("pipeline/evidence.py", "pipeline/verdict.py", "pipeline/goals.py")
 ROOMS: Mapping[str, Room] = {
@@ -85,6 +91,8 @@ ROOMS: Mapping[str, Room] = {
     "statistics": Room(("statistics/*.py",), CLAIM_TESTS),
     "comparison": Room(("comparison/*.py",), CLAIM_TESTS),
     "evidence": Room(EVIDENCE_FILES, CLAIM_TESTS),
+    "analysis": Room(("analysis/*.py",), ANALYSIS_TESTS),
+    "looks": Room(("pipeline/looks/*.py",), ANALYSIS_TESTS),
 }
 OPERATORS = re.compile(
     r"core/("

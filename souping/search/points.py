@@ -380,10 +380,17 @@ class Nevergrad(LimitedOptimiser):
 
 def _registered(name: str) -> Callable[..., Optimizer]:
     """The optimiser of that name (UserError if there is none; the nearest is named)."""
+    from nevergrad.optimization import metamodel
     from nevergrad.optimization.optimizerlib import registry
 
+    # Meta-models, which NGOpt uses too, make a number of an array with one element: numpy 2.4 refuses that.
+    metamodel.float = _number
     known: Mapping[str, Callable[..., Optimizer]] = registry
     return known[pick(name, known, "optimiser.algorithm")]
+
+
+def _number(array: FloatArray) -> float:
+    return float(np.asarray(array).item())
 
 
 def _parameter(parametrisation: str, step: float, size: int) -> Parameter:

@@ -68,11 +68,14 @@ def _parse(source: str, language: str) -> Node:
     # The semicolon makes a call a statement. It has a line of its own, as the source may end with a comment.
     code = f"{source}\n;".encode()
     checks = count(1)
-    tree = Parser(_grammar(language)).parse(
+    parser = Parser(_grammar(language))
+    # Only a parser that reads through a function can be stopped.
+    parser.parse(
         lambda offset, point: code[offset:],
         progress_callback=lambda offset, has_error: next(checks) > MOST_CHECKS,
     )
-    return tree.root_node
+    # Nodes of that tree would call the function for their text, and crash if it raises a RecursionError.
+    return parser.parse(code).root_node
 
 
 def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tuple[Literal, ...]]:

@@ -120,6 +120,24 @@ def test_attempts(text: str, attempt: bool) -> None:
     assert is_attempt(text) is attempt
 
 
+@pytest.mark.parametrize("language", ["java", "javascript"])
+def test_nesting_beyond_the_recursion_limit_is_refused_wherever_the_limit_is_met(
+    language: str,
+) -> None:
+    text = "f(/'/, " + "[" * 3000 + "]" * 3000 + ", /'/)"
+
+    def parse_below(frames: int) -> None:
+        if frames:
+            parse_below(frames - 1)
+        else:
+            parse_calls(text, language)
+
+    # One level of nesting takes four frames.
+    for frames in range(8):
+        with pytest.raises(Unparsable):
+            parse_below(frames)
+
+
 @pytest.mark.parametrize("language", CALL_LANGUAGES)
 @pytest.mark.parametrize("text", JUNK)
 def test_garbage_is_refused(text: str, language: str) -> None:
