@@ -363,5 +363,6 @@ def test_shapley_values_are_relative_to_a_base_that_is_a_candidate_and_say_so() 
 def test_more_players_than_the_setting_are_refused_and_cost_nothing() -> None:
     run = run_of(3)
     assert Shapley(max_models=2).asks(run.soups) == ()
+    assert Shapley().asks(run_of(1).soups) == ()
     with pytest.raises(NotEstimableError, match=r"7 subsets: set analysis\.shapley\.max_models=3"):
         Shapley(max_models=2).analyse(run)

@@ -101,3 +101,12 @@ def test_items_of_a_group_are_counted_as_alike_as_they_are() -> None:
     grouped, _ = band(points, scores, categories, weights, groups=groups)
     ignored, _ = band(points, scores, categories, weights)
     assert (grouped.high - grouped.low).mean() > 1.2 * (ignored.high - ignored.low).mean()
+
+
+def test_the_design_effect_is_the_quotient_of_the_sums_of_squares() -> None:
+    """Two groups of two items: sums of residuals 1 and -1, squares 1/4 each, n / (n - 1) = 2."""
+    one = np.zeros(4, int)
+    groups = np.array([0, 0, 1, 1])
+    assert design_effect(np.array([[1.0, 1.0, 0.0, 0.0]]), one, groups) == pytest.approx(4.0)
+    assert design_effect(np.array([[1.0, 0.5, 0.5, 0.0]]), one, groups) == pytest.approx(2.0)
+    assert design_effect(np.array([[1.0, 0.0, 1.0, 0.0]]), one, groups) == 1.0

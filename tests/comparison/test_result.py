@@ -183,3 +183,16 @@ def test_a_long_answer_is_cut_with_an_ellipsis() -> None:
     lengths = {line.partition(": ")[0]: line.partition(": ")[2] for line in shown.lines}
     assert lengths["prompt"] == texts["prompt"]
     assert lengths["cand"] == texts["output"][:-1] + "..."
+
+
+@pytest.mark.parametrize(
+    ("weight", "shown"), [(0.0, ""), (0.25, "25 %"), (0.3333, "33.3 %"), (1.0, "")]
+)
+def test_a_weight_is_a_percentage_unless_it_is_nothing_or_everything(
+    weight: float, shown: str
+) -> None:
+    result = souping.compare({"base": rows_of(np.arange(9) % 2), "cand": rows_of(np.ones(9))})
+    verdicts = tuple(replace(one, weight=weight) for one in result.verdicts)
+    text = sheet_markdown("page", comparison_sections(replace(result, verdicts=verdicts)))
+    assert ("| weight |" in text) is bool(shown)
+    assert set(re.findall(r"\| \**([\d.]+ %)", text)) == {shown} - {""}

@@ -79,6 +79,12 @@ def compared(base: Path, cand: Path, **settings: Any) -> souping.CompareResult:
     return souping.compare({"base": base, "cand": cand}, **settings)
 
 
+def test_a_scorer_whose_digest_is_not_known_agrees_with_any(run: Callable[..., Path]) -> None:
+    known = run("known", 3, written("a"))
+    old = run("old", 2, written(""))
+    assert compared(old, known).average_row("cand").items == 60
+
+
 def test_another_scorer_of_the_same_name_is_refused(run: Callable[..., Path]) -> None:
     base = run("base", 2, written("a"))
     other = run("other", 3, written("b"))

@@ -96,6 +96,14 @@ def test_items_are_those_that_every_model_was_asked() -> None:
     assert "3 of 5 items are left out" in found.notes[0]
 
 
+def test_tasks_have_the_order_of_the_first_log() -> None:
+    first, second = log("a"), log("b")
+    own = first.tasks["t"]
+    first = replace(first, tasks={"u": replace(own, name="u"), "t": own})
+    second = replace(second, tasks={"t": own, "v": replace(own, name="v"), "u": first.tasks["u"]})
+    assert list(match(first, second).metrics) == ["u", "t"]
+
+
 def test_a_scale_is_known_by_scores_that_tell_it() -> None:
     def scaled(lower: bool, *scores: float) -> Log:
         whole = log(f"{scores}", {f"i{n}": score for n, score in enumerate(scores)})

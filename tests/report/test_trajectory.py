@@ -176,6 +176,12 @@ def _items_alone(values: np.ndarray) -> float:
     return compare("a", "b", values, np.zeros(ITEMS), *table, draws=199).p_value
 
 
+def test_one_training_run_makes_no_claim_about_the_recipe() -> None:
+    last = scored(np.full(ITEMS, 0.5))
+    checkpoints = CheckpointScores.of(POINTS, [last], Mean())
+    assert checkpoints.over_runs([(scored(np.ones(ITEMS)), last)]) is None
+
+
 def test_runs_add_their_variance_to_that_of_the_items() -> None:
     """Two runs that gain .1 and .3 on every item: mean .2, standard error .1 with one degree of freedom."""
     last = scored(np.full(ITEMS, 0.5))

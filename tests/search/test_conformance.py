@@ -27,7 +27,7 @@ from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, ListSearch, Nevergrad, Uniform
 from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, shuffled, windows
-from souping.testing import check_optimiser, run_search, search_space
+from souping.testing import INGREDIENTS, check_optimiser, run_search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each
 
@@ -408,3 +408,18 @@ def test_as_many_are_open_as_there_are_slots_and_results_come_in_any_order(at_on
     assert sorted(trial.weights for trial in trials) == points
     assert [trial.number for trial in trials] == list(range(9))
     assert found.result.objective == 0.9
+
+
+def test_the_best_greedy_soup_of_one_ingredient_is_that_ingredient() -> None:
+    running = GreedySoup().start(search_space(INGREDIENTS[:1]), 0)
+    query = running.ask()
+    assert query is not None
+    running.tell(query, Result(objective=0.5, categories={}, items=1))
+    assert running.ask() is None
+    assert running.best() == (1.0,)
+
+
+def test_an_algorithm_that_fits_a_meta_model_runs_with_every_numpy() -> None:
+    optimiser = Nevergrad(algorithm="MetaModel", max_trials=40)
+    weights, _ = run_search(optimiser, seed=1)
+    assert len(weights) == 40

@@ -415,3 +415,21 @@ def test_samples_are_cut_where_groups_end_nearest_to_an_eighth_a_quarter_and_a_h
     assert [len(sample) for sample in item_samples(short, 0)[0]] == [23]
     longer = replace(alone, categories=("c",) * 24, groups=tuple(map(str, range(24))))
     assert [len(sample) for sample in item_samples(longer, 0)[0]] == [12, 12]
+
+
+def test_unrequested_items_are_those_of_the_samples_without_a_request() -> None:
+    model = answered()
+    for soup in range(len(TABLE)):
+        requested = {(c, b) for own, c, count in ANSWERED if own == soup for b in range(count)}
+        if soup == 3:
+            requested.add((0, 0))
+        expected = [
+            item
+            for c, samples in enumerate(model.item_samples)
+            for b, items in enumerate(samples)
+            if (c, b) not in requested
+            for item in items.tolist()
+        ]
+        assert model.unrequested_items(soup) == expected
+        model.request_split(soup)
+        assert model.unrequested_items(soup) == []

@@ -69,3 +69,12 @@ def test_a_stratum_without_variation_is_flat_and_one_with_a_single_loss_is_not()
     categories = np.repeat([0, 1], 20)
     both = design(scores, categories, np.arange(40), np.array([0.5, 0.5]))
     assert sorted(both.flat) == [False, True]
+
+
+def test_a_small_category_varies_around_the_mean_of_the_strata_that_hold_small_ones() -> None:
+    """One lone item of a second category, 1.0, among five of the first, which add up to 2.5."""
+    values = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
+    categories = np.array([0, 0, 0, 0, 0, 1])
+    scores = design(values, categories, np.arange(6), np.array([0.5, 0.5]))
+    small = scores.weights[1] * (1.0 - 3.5 / 6) / 1
+    assert np.abs(scores.influence - small).min() == pytest.approx(0, abs=1e-12)

@@ -73,12 +73,13 @@ def bleu(doc: Mapping[str, str], results: list[str]) -> dict[str, list[str]]:
 @cache
 def _tokeniser(name: str) -> Callable[[str], str]:
     """sacrebleu's own; `none` leaves a text as it is."""
-    if name == "none":
-        return str
+    tokeniser: Callable[[str], str] = str
     if name == "zh":
         from sacrebleu.tokenizers.tokenizer_zh import TokenizerZh
 
-        return TokenizerZh()  # type: ignore[no-untyped-call]
-    from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
+        tokeniser = TokenizerZh()  # type: ignore[no-untyped-call]
+    elif name != "none":
+        from sacrebleu.tokenizers.tokenizer_char import TokenizerChar
 
-    return TokenizerChar()  # type: ignore[no-untyped-call]
+        tokeniser = TokenizerChar()  # type: ignore[no-untyped-call]
+    return tokeniser
