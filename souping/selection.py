@@ -448,4 +448,4 @@ def _tied_best(scores: ScoreMatrix, column: int, order: Sequence[str]) -> list[s
     """The candidates with the best score in this column, in the given `order`; several if they are tied."""
     values = scores.rows(order)[:, column]
     tied = np.flatnonzero(values >= values.max() - SCORE_TIE)
-    return [order[place] for place in tied]
+    return [order[place] for place in tied.tolist()]

@@ -150,7 +150,7 @@ class Front:
         worth = self.odds
         if goal_weights is not None:
             worth = self._weighted_sums(goal_weights)
-        order = sorted(np.flatnonzero(self.on), key=lambda n: -worth[n])
+        order = sorted(np.flatnonzero(self.on).tolist(), key=lambda n: -worth[n])
         return [self._weights(n) for n in order[:CONFIRMED]]
 
     def _weighted_sums(self, goal_weights: Mapping[str, float]) -> FloatArray:
@@ -185,7 +185,7 @@ class Front:
             goal_weights=goal_weights,
             points=tuple(self._point(n) for n in front),
             chosen=self._point(int(distances.argmin())),
-            rest=tuple(self._point(n) for n in np.flatnonzero(~self.on)),
+            rest=tuple(self._point(n) for n in np.flatnonzero(~self.on).tolist()),
         )
 
     def _point(self, n: int) -> FrontPoint:

@@ -360,7 +360,7 @@ def best_mixture(
         return None
     best = max(mixtures, key=lambda trial: (trial.result.items, trial.result.objective))
     answered = np.flatnonzero(np.isfinite(best.result.values))
-    table = ItemTable.of([items[place] for place in answered], objective)
+    table = ItemTable.of([items[place] for place in answered.tolist()], objective)
     mixture = "the best mixture"
     single = outcome.recipe.ingredients[0]
     values = {

@@ -229,10 +229,10 @@ class SoupModel:
 
         # The error of a sample of n items has 1 / n of the noise, and only scores on one and the
         # same sample share it.
-        pairs = np.ix_(soup, soup)
+        rows = soup[:, None]
         sharing = (sample[:, None] == sample) / self.size[c, sample]
-        signal = signals[(..., *pairs)]
-        noise = item_variance * (correlations[(..., *pairs)] * sharing)
+        signal = signals[..., rows, soup]
+        noise = item_variance * (correlations[..., rows, soup] * sharing)
         cov_yy = signal[:, None] + noise[None] + JITTER * np.eye(len(soup))
 
         L = np.linalg.cholesky(cov_yy)
