@@ -101,7 +101,9 @@ class Drawing:
         view = re.findall(r'viewBox="[\d. -]+"', head)[0]
         # A point is 4/3 pixels.
         pixels = float(re.findall(r'width="([\d.]+)pt"', head)[0]) * 4 / 3
-        smallest = min(map(float, re.findall(r"font-size: ([\d.]+)px", body))) * 4 / 3
+        # Matplotlib before 3.10 writes `font: 700 6.5px ...`.
+        sizes = re.findall(r"font(?:-size)?: (?:\w+ )*?([\d.]+)px", body)
+        smallest = min(map(float, sizes)) * 4 / 3
         least = math.ceil(pixels * LEAST_TEXT / smallest)
         size = f"max-width:{pixels:.0f}px;min-width:{least}px"
         wide = ' class="wide"' if least > PHONE else ""
