@@ -141,7 +141,7 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.exports: list[str] = []
+        self.variables: list[str] = []
         self.printed = ""
         path = folder.parent / f"{folder.name}-bin"
         path.mkdir()
@@ -180,11 +180,11 @@ class Reader:
         if reason(command):
             return
         before = next((more for start, more in BEFORE.items() if command.startswith(start)), "")
-        script = "\n".join(["set -e", *self.exports, before, command])
+        script = "\n".join(["set -e", *self.variables, before, command])
         # The models of a plan may be elsewhere: the plan says so, with status 2.
         self.run(["bash", "-c", script], statuses=(0, 2) if " plan " in command else (0,))
-        if command.startswith("export "):
-            self.exports.append(command)
+        if re.match(r"(export )?\w+=", command):
+            self.variables.append(command)
 
     def run(self, words: Sequence[str], statuses: Sequence[int] = (0,)) -> None:
         done = subprocess.run(
