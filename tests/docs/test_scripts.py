@@ -1,4 +1,4 @@
-"""The paper's scripts, the example of compare and the benchmark of GPUs run, and print what they show."""
+"""The paper's scripts and the benchmark of GPUs run, and print what they show."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Cli
-from tests.support.scripts import script
+from tests.conftest import ROOT
 
 FOLDER = ROOT / "sweeps" / "paper"
 SCRIPTS = sorted(FOLDER.glob("table*.sh"))
@@ -92,14 +91,6 @@ def test_what_a_script_refuses(tmp_path: Path) -> None:
         2,
         True,
     )
-
-
-@pytest.mark.slow
-def test_the_example_of_compare_is_what_its_command_prints(souping: Cli, tmp_path: Path) -> None:
-    words = ("optimiser=uniform", "analysis=[]", "hydra.run.dir=run")
-    souping("+experiment=bfcl", *words).ok()
-    example = script(ROOT / "docs" / "make_compare_example.py").example(tmp_path / "run")
-    assert f"```text\n{example}```" in (ROOT / "docs" / "compare.md").read_text()
 
 
 def gpu_benchmark(*words: str) -> subprocess.CompletedProcess[str]:
