@@ -49,6 +49,8 @@ OPTIONAL = (
     "variance",
     "search",
     "slice",
+    "engine",
+    "cost.unchecked_weights",
     "selection.clusters",
     "similarity.truncation",
     "recipe.s",

@@ -611,7 +611,7 @@ def test_refusals_leave_the_report_as_it_is(
     (tmp_path / "fewer.jsonl").write_text("".join(lines[: len(lines) * 3 // 4]))
     (tmp_path / "other.jsonl").write_text("".join([other, *lines[1:]]))
     for words, needles in (
-        (("nowhere",), ("nowhere", "finished run")),
+        (("nowhere",), ("nowhere", "souping list")),
         (("run", "analysis=[item_winz]"), ("analysis=item_winz", "did you mean item_wins")),
         (
             ("run", "analysis=shapley", "analysis.shapley.max_models=yes"),
