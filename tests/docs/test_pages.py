@@ -112,7 +112,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 def plain(text: str, folder: Path) -> str:
     """A text without times, and with the folder as pages have it."""
     text = text.replace(str(folder), "/data")
-    return re.sub(r"\b\d[\d.]* (s|min|h|answers/s)\b", "TIME", text)
+    return re.sub(r"\b\d[\d.,]* (s|min|h|answers/s)\b", "TIME", text)
 
 
 def missing(shown: str, printed: str) -> list[str]:
