@@ -56,9 +56,8 @@ class ComparisonClaim:
 
     identities: list[str]  # of the questions of all items that are compared
     questions: list[str]  # of the items of the average row, [I]
-    pairs: dict[
-        str, str
-    ]  # {model: of its and the baseline's scores on the items of the average row}
+    # {model: digest of its and the baseline's scores on the items of the average row}
+    pairs: dict[str, str]
 
 
 def looks_of(
