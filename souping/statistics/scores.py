@@ -385,8 +385,9 @@ def _ranges(items: ItemTable, scores: Sequence[FloatArray]) -> FloatArray | None
     flat = lowest >= highest
     lowest = np.where(flat | (lowest > 0), np.minimum(lowest, 0.0), lowest)
     highest = np.where(flat, np.maximum(highest, 0.0), highest)
-    ranges = highest - lowest
-    return np.where(ranges > 0, ranges, ranges.max())
+    ranges: FloatArray = highest - lowest
+    ranges[ranges <= 0] = ranges.max()
+    return ranges
 
 
 def span(values: FloatArray) -> tuple[float, float]:
