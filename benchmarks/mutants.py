@@ -66,20 +66,26 @@ METHOD_TESTS = (
 CLAIM_TESTS = (
     "tests/statistics",
     "tests/comparison",
-    "tests/pipeline/test_evidence.py",
-    "tests/pipeline/test_verdict.py",
-    "tests/pipeline/test_goals.py",
+    "tests/runs/test_evidence.py",
+    "tests/runs/test_verdict.py",
+    "tests/runs/test_goals.py",
     "tests/report/test_content.py",
     "tests/report/test_report.py",
 )
 ANALYSIS_TESTS = (
     "tests/analysis",
-    "tests/pipeline/test_counted_looks.py",
-    "tests/pipeline/test_trajectory.py",
-    "tests/pipeline/test_router.py",
+    "tests/answers/test_counted_looks.py",
+    "tests/runs/test_trajectory.py",
+    "tests/runs/test_router.py",
 )
 MERGE_FILES = ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py")
-EVIDENCE_FILES = ("pipeline/evidence.py", "pipeline/verdict.py", "pipeline/goals.py")
+EVIDENCE_FILES = ("runs/evidence.py", "runs/verdict.py", "runs/goals.py")
+LOOK_FILES = (
+    "answers/claims.py",
+    "answers/counted_looks.py",
+    "answers/choices.py",
+    "runs/held_out.py",
+)
 ROOMS: Mapping[str, Room] = {
     "selection": Room(("selection.py",), METHOD_TESTS),
     "search": Room(("search/*.py",), METHOD_TESTS),
@@ -92,7 +98,7 @@ ROOMS: Mapping[str, Room] = {
     "comparison": Room(("comparison/*.py",), CLAIM_TESTS),
     "evidence": Room(EVIDENCE_FILES, CLAIM_TESTS),
     "analysis": Room(("analysis/*.py",), ANALYSIS_TESTS),
-    "looks": Room(("pipeline/looks/*.py",), ANALYSIS_TESTS),
+    "looks": Room(LOOK_FILES, ANALYSIS_TESTS),
 }
 OPERATORS = re.compile(
     r"core/("

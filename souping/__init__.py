@@ -26,7 +26,7 @@ _MODULES = {
     "souping.evaluate.generate": ("LocalEvaluator",),
     "souping.merge.local": ("LocalMerge",),
     "souping.comparison.api": ("compare",),
-    "souping.pipeline.library": ("RunResult", "run", "select", "soup"),
+    "souping.runs.library": ("RunResult", "run", "select", "soup"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [*_MODULE_OF]

@@ -36,7 +36,9 @@ LAYERS = (
     ("statistics",),
     ("checkpoints",),
     ("selection", "search", "analysis", "merge", "evaluate", "logs", "report", "trackers"),
-    ("pipeline", "demo", "paper"),
+    ("answers",),
+    ("soups",),
+    ("runs", "demo", "paper"),
     ("plan", "comparison"),
     ("cli",),
 )
@@ -151,13 +153,13 @@ def test_a_planted_circle_of_rooms_is_found() -> None:
     ("module", "line"),
     [
         ("souping.core.text", "from souping.checkpoints import pool"),
-        ("souping.report.plots", "def late():\n    from souping.pipeline import store"),
-        ("souping.report.plots", 'def late():\n    import_module("souping.pipeline.store")'),
+        ("souping.report.plots", "def late():\n    from souping.answers import store"),
+        ("souping.report.plots", 'def late():\n    import_module("souping.answers.store")'),
         ("souping.report.tables", 'LATER = "souping.cli.job:run"'),
         ("souping.merge.name_rules", 'LATER = ("souping.plan.planner.plan",)'),
         (
             "souping.merge.plan",
-            "if TYPE_CHECKING:\n    from souping.pipeline.settings import RunSettings",
+            "if TYPE_CHECKING:\n    from souping.runs.settings import RunSettings",
         ),
     ],
     ids=["up", "in a function", "by a text", "of a name", "of a dotted name", "for types"],
@@ -503,14 +505,14 @@ def loaded(code: str) -> set[str]:
     ("code", "absent"),
     [
         ("import souping; souping.run, souping.soup, souping.select", HEAVY),
-        ("import souping.pipeline.run, souping.demo, souping.trackers", HEAVY - {"pydantic"}),
+        ("import souping.runs.run, souping.demo, souping.trackers", HEAVY - {"pydantic"}),
         (
             "import sys; sys.argv=['souping','--help']\n"
             "try:\n  import souping.cli.main; souping.cli.main.main()\nexcept SystemExit: pass",
             HEAVY - {"hydra", "omegaconf"},
         ),
     ],
-    ids=["library", "pipeline", "help"],
+    ids=["library", "runs", "help"],
 )
 def test_importing_loads_nothing_heavy(code: str, absent: set[str]) -> None:
     assert loaded(code) & absent == set()

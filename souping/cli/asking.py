@@ -22,10 +22,10 @@ from souping.core.files import error_text
 from souping.core.folders import check_unlinked
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.pipeline.executors.open_soups import ORDER_FILE, asked_soups, home_of, tell
+from souping.runs.open_soups import ORDER_FILE, asked_soups, home_of, tell
 
 if TYPE_CHECKING:
-    from souping.pipeline.executors.asking import OpenSoup
+    from souping.runs.asking import OpenSoup
 
 WHAT_ASK_ENDS_WITH = (
     """For runs with `evaluator=command executor=files`. The last call ends with the report."""
@@ -56,9 +56,9 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     """Go on with a run; the soups for which it waits afterwards, none if the run ended."""
     from souping.cli.finished import begin, configuration
     from souping.cli.settings import run_settings
-    from souping.pipeline.execute import execute
-    from souping.pipeline.executors.asking import FilesExecutor
     from souping.report.progress import logged
+    from souping.runs.asking import FilesExecutor
+    from souping.runs.execute import execute
 
     run_dir = _run_dir(options.run_dir)
     if (run_dir / "report.json").is_file():

@@ -29,9 +29,9 @@ from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
-from souping.pipeline.settings import STORE, target
 from souping.report.files import read_run_config
 from souping.report.progress import show_warnings
+from souping.soups.settings import STORE, target
 
 ANALYSIS_OVERRIDE = re.compile(r"\+{0,2}analysis\b[^=]*=")
 """Overrides that say which analyses, and how."""
@@ -52,8 +52,8 @@ def begin() -> None:
 
 def analyse_run(arguments: Sequence[str], plans: bool) -> None:
     """Add analyses to a finished run; if it only `plans`, print what they would evaluate."""
-    from souping.pipeline.executors.asking import Waiting
-    from souping.pipeline.finished import add_analyses
+    from souping.runs.asking import Waiting
+    from souping.runs.finished import add_analyses
 
     parser = parser_of("analyse")
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -87,8 +87,8 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
     """
     from souping.comparison.looks import stores_of
     from souping.merge.soup_files import RECIPE
-    from souping.pipeline.upload import check_target, files_by_recipe, planned_upload, push
     from souping.report.render import show_sheet
+    from souping.soups.upload import check_target, files_by_recipe, planned_upload, push
 
     parser = parser_of("upload")
     parser.add_argument("folder", metavar="RUN|SOUP", help="folder of a run, or of a soup")

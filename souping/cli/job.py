@@ -42,8 +42,9 @@ from souping.core.files import write_atomically
 from souping.core.system import program
 from souping.core.types import UserError
 from souping.core.unit import POINTS, Unit
-from souping.pipeline.settings import MergeSettings, RunSettings, SoupSettings
 from souping.report.progress import logged, show_warnings
+from souping.runs.settings import RunSettings
+from souping.soups.settings import MergeSettings, SoupSettings
 
 
 def start() -> None:
@@ -189,7 +190,7 @@ def _run(cfg: DictConfig, run_dir: Path, sweep: str | None) -> tuple[float | Non
 
 def _merge(settings: MergeSettings, shows_names: bool) -> None:
     """Merge, or only show which tensors a merge would read."""
-    from souping.pipeline.merge_only import execute_merge, show_names
+    from souping.soups.merge_only import execute_merge, show_names
 
     if shows_names:
         show_names(settings)
@@ -200,7 +201,7 @@ def _merge(settings: MergeSettings, shows_names: bool) -> None:
 def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | None:
     """Run, or only show tensor names, check or plan; the objective on the search split, None without a search."""
     if shows_names:
-        from souping.pipeline.merge_only import show_names
+        from souping.soups.merge_only import show_names
 
         show_names(settings)
         return None
@@ -214,7 +215,7 @@ def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | 
 
         plan(settings)
         return None
-    from souping.pipeline.execute import execute
+    from souping.runs.execute import execute
 
     return execute(settings).objective
 

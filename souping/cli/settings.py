@@ -13,7 +13,8 @@ from souping.cli.commands import command_line
 from souping.cli.config import not_set
 from souping.cli.parts import build
 from souping.core.files import expanded
-from souping.pipeline.settings import MergeSettings, RunSettings, expectations, target
+from souping.runs.settings import RunSettings, expectations
+from souping.soups.settings import MergeSettings, target
 
 
 def unresolved(node: Any) -> dict[str, Any]:

@@ -126,9 +126,9 @@ def _names(models: str | None, samples: Sequence[Sample], report: Report | None)
 
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
     """Write to the store that answers to these items of the test split were looked at."""
+    from souping.answers.counted_looks import CountedLooks
+    from souping.answers.store import Store
     from souping.comparison.looks import stores_of
-    from souping.pipeline.looks.counted_looks import CountedLooks
-    from souping.pipeline.store import Store
 
     prompts = [sample.prompt_hash for sample in samples]
     paths = stores_of(run_dir, store)

@@ -31,8 +31,8 @@ from souping.core.system import program
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.core.unit import Unit
-from souping.pipeline.settings import GROUP_KINDS
 from souping.report.format import quoted
+from souping.runs.settings import GROUP_KINDS
 from souping.trackers import GuardedTracker
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from souping.core.types import (
     Split,
 )
 from souping.core.weight_similarity import PoolSimilarity
-from souping.pipeline.machine import Machine, Requirement
-from souping.pipeline.settings import RunSettings
-from souping.pipeline.verdict import power_summary
 from souping.plan.speed import HUB_SPEED, READ_SPEED, IntRange, PlannedStage, Speed
 from souping.report.cells import Section
 from souping.report.files import selection_summary
+from souping.runs.machine import Machine, Requirement
+from souping.runs.settings import RunSettings
+from souping.runs.verdict import power_summary
 from souping.statistics.power import Power, power_of
 
 Range = tuple[float, float]

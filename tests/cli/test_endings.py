@@ -28,10 +28,10 @@ from souping.core.reading import read
 from souping.core.system import program
 from souping.core.types import UserError
 from souping.core.unit import POINTS
-from souping.pipeline import execute
 from souping.report.cells import grid
 from souping.report.render import plain_table
 from souping.report.samples import Sample, show_sample
+from souping.runs import execute
 from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.composition import compose
 from tests.support.hub import files_of
@@ -87,7 +87,7 @@ def test_a_fault_of_souping_is_one_apology_with_a_traceback_on_the_disk(
 ) -> None:
     monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
     monkeypatch.setattr(
-        "souping.cli.errors._is_library", lambda file: "pipeline/execute.py" not in str(file)
+        "souping.cli.errors._is_library", lambda file: "runs/execute.py" not in str(file)
     )
     done = souping(*quick(family))
     assert (done.code, len(done.err.splitlines())) == (1, 2)

@@ -18,7 +18,7 @@ from souping.cli.help import folder
 from souping.cli.settings import run_settings
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.pipeline.evidence import evaluator_name
+from souping.runs.evidence import evaluator_name
 
 ODD: tuple[Any, ...] = (
     -1, 0, 1.5, 1e20, 99999999999999999999, float("nan"), float("-inf"), None, "", "x\x1b[31m\u202e=1", [[], "a", -1],

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import souping
+from souping.answers.store import Store
 from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.command import CommandEvaluator
 from souping.evaluate.scoring.judge import Judge
 from souping.logs.sources import read_logs
-from souping.pipeline.store import Store
 from souping.report.samples import SAMPLES_FILE
 from tests.conftest import Cli, finished_words
 

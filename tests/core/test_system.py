@@ -45,7 +45,7 @@ def test_a_soup_without_a_function_of_the_system(
     for name in ("posix_fallocate", "posix_fadvise", "preadv", "shm"):
         with pytest.MonkeyPatch.context() as patch:
             if name == "shm":
-                patch.setattr("souping.pipeline.serving.SHARED_MEMORY", tmp_path / "absent")
+                patch.setattr("souping.soups.serving.SHARED_MEMORY", tmp_path / "absent")
             else:
                 patch.delattr(os, name)
             assert merged(souping, family, tmp_path, f"without-{name}") == whole, name

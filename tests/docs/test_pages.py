@@ -59,7 +59,7 @@ LEFT_OUT = {
     "run=$1\n": ASK,
     # docs/merging.md
     "#!/bin/bash\n#SBATCH --nodes=4": SLURM,
-    "souping pool.candidates='[ADAPTER_A": "needs trained adapters; tests/pipeline/test_merge_only.py has others",
+    "souping pool.candidates='[ADAPTER_A": "needs trained adapters; tests/soups/test_merge_only.py has others",
     "souping upload RUN": HUB,
     "souping plan upload RUN": HUB,
     "souping pool.candidates='[org/a": HUB,

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.answers.claims import evaluator_digest
+from souping.answers.store import Store
 from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
@@ -22,9 +24,7 @@ from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding, keep_likely, sampler
 from souping.merge.local import LocalMerge
-from souping.pipeline.looks.claims import evaluator_digest
-from souping.pipeline.models import RunPool
-from souping.pipeline.store import Store
+from souping.soups.models import RunPool
 from tests.support.live import live
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.answers.evaluation import LocalExecutor
 from souping.checkpoints.pool import ModelSize, parameters_in
+from souping.core.cuda import Gpu
 from souping.evaluate.benchmark import Benchmark, first_items, make_splits
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
@@ -24,12 +26,11 @@ from souping.evaluate.lm_eval import HarnessEvaluator, tasks
 from souping.evaluate.lm_eval.tasks import Loaded
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.pipeline import machine
-from souping.pipeline.evaluation import LocalExecutor
-from souping.pipeline.machine import Gpu, Machine, requirements_of, soup_bytes
-from souping.pipeline.steps import SEARCH, STEPS
 from souping.plan.planner import missing_here
 from souping.plan.speed import PlannedStage, Speed
+from souping.runs import machine
+from souping.runs.machine import Machine, requirements_of, soup_bytes
+from souping.runs.steps import SEARCH, STEPS
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
 from tests.cli.test_experiments import CHOSEN

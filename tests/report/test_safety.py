@@ -18,7 +18,6 @@ from rich.console import Console
 
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
-from souping.pipeline.run_report import card
 from souping.report.analyses import read_content
 from souping.report.content import ExpectedSummary, TrialRow
 from souping.report.files import csv_cell, write_report, write_trials
@@ -27,6 +26,7 @@ from souping.report.jobs import SweepJob, best_jobs, sweep_lines, write_sweep
 from souping.report.plots import forest
 from souping.report.render import also_table, markdown, page, plain_table, report_table
 from souping.report.tables import expected_scores
+from souping.runs.run_report import card
 from tests.support.html import outline
 from tests.support.report import sample
 

@@ -17,6 +17,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from souping import demo
+from souping.answers.claims import evaluator_digest
 from souping.core.protocols import ModuleSettings, evaluator_fingerprint
 from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
@@ -24,7 +25,6 @@ from souping.evaluate.bfcl.benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.process import free_port
-from souping.pipeline.looks.claims import evaluator_digest
 from tests.conftest import Cli, recipe
 from tests.support.evaluators import DeadServer
 from tests.support.live import started

@@ -16,7 +16,7 @@ from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, assign
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.pipeline.settings import items_of
+from souping.runs.settings import items_of
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
 from tests.support.live import live

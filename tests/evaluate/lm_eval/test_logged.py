@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from souping.answers.evaluation import EvaluatorWorker
 from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Recipe, Request, UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.pipeline.evaluation import EvaluatorWorker
 from tests.support import lm_eval_tasks
 
 lm_eval = pytest.importorskip("lm_eval")
