@@ -83,7 +83,7 @@ EVIDENCE_FILES = ("runs/evidence.py", "runs/verdict.py", "runs/goals.py")
 LOOK_FILES = (
     "answers/claims.py",
     "answers/counted_looks.py",
-    "answers/choices.py",
+    "answers/report_choices.py",
     "runs/held_out.py",
 )
 ROOMS: Mapping[str, Room] = {

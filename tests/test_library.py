@@ -18,7 +18,7 @@ import souping
 from souping.core.protocols import ModuleSettings
 from souping.core.types import UserError
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
-from souping.report.files import as_json
+from souping.report.run_files import as_json
 from tests.conftest import ROOT
 
 NAMES = """

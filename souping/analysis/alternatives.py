@@ -14,7 +14,7 @@ from souping.core.protocols import Objective
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import Unit
 from souping.report.content import Router, UpperBound
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 
 @dataclass(frozen=True, kw_only=True)

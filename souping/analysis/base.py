@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from souping.core.protocols import Correlation, Objective
 from souping.core.types import FloatArray, ItemScores, JsonObject, Recipe, Record, Split
 from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 
 SINGLE_SELECTED = "one ingredient was selected, so that no soup was searched"
 

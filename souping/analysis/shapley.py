@@ -27,13 +27,13 @@ from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSou
 from souping.core.fields import Bounds, component
 from souping.core.types import FloatArray, Names, Recipe
 from souping.core.unit import Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.statistics.intervals import objective_interval
-from souping.statistics.scores import ItemTable, ModelScores
+from souping.statistics.score_table import ItemTable, ModelScores
 
 # Models that are together: a player (one, two or three of them) or a subset of players.
 Members = frozenset[str]

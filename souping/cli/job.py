@@ -36,7 +36,7 @@ from souping.cli.errors import format_error
 from souping.cli.help import choices, folder
 from souping.cli.process import DEBUG, interrupts_raise, stop
 from souping.cli.run_folder import CLAIM, claim, discard_refused
-from souping.cli.settings import as_yaml, merge_settings, run_settings, unresolved
+from souping.cli.settings_from_config import as_yaml, merge_settings, run_settings, unresolved
 from souping.cli.sweep import note_job
 from souping.core.files import write_atomically
 from souping.core.system import program

@@ -19,9 +19,9 @@ from souping.core.text import listed
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log
-from souping.report.files import RunConfig, read_report, read_run_config
+from souping.report.run_files import RunConfig, read_report, read_run_config
 from souping.statistics.levels import Level, penalty
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:
     from souping.answers.counted_looks import CountedLooks

@@ -32,17 +32,17 @@ from souping.core.types import (
 from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, planned_files
-from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NotStoredError, PlannedPool, merged, not_stored
 from souping.plan.page import plan_sections
+from souping.plan.plan_content import Plan, as_dict
 from souping.plan.speed import PlannedStage, Speed, checked_speed, speed
 from souping.report.cells import Section
-from souping.report.files import as_json
 from souping.report.recipe import RecipeSummary
 from souping.report.render import show_sheet
+from souping.report.run_files import as_json
 from souping.runs import checks
 from souping.runs.execute import check_settings
-from souping.runs.machine import (
+from souping.runs.requirements import (
     Machine,
     machine_facts,
     missing_gpus,

@@ -22,7 +22,7 @@ from souping.core.types import (
     Split,
     UserError,
 )
-from souping.report.analyses import AnalysisResult, UserResult
+from souping.report.analysis_results import AnalysisResult, UserResult
 from souping.runs.state import Reported
 from souping.runs.steps import Stage, Steps
 

@@ -39,7 +39,7 @@ from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Splits, limit_splits, make_splits, shares_of
 from souping.report.progress import Progress
 from souping.runs.asking import FilesExecutor, FileWorkers, OrderedEvaluation
-from souping.runs.machine import check_machine
+from souping.runs.requirements import check_machine
 from souping.runs.settings import RunSettings
 from souping.runs.state import MIXED_ROWS, ExtraBenchmark
 from souping.runs.steps import extra_benchmarks

@@ -44,7 +44,7 @@ from souping.statistics.levels import (
     holm,
     over_looks,
 )
-from souping.statistics.scores import ItemTable, ModelScores, ScoreTable
+from souping.statistics.score_table import ItemTable, ModelScores, ScoreTable
 
 SEE_WHY = (
     "see why answers are missing (souping show RUN): prompts longer than the context leave no room"

@@ -11,7 +11,7 @@ from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
 from souping.core.text import safe
 from souping.core.types import LateError, Trial, UserError, frozen
-from souping.report.analyses import analysis_sections
+from souping.report.analysis_results import analysis_sections
 from souping.report.cells import nonempty
 from souping.report.content import Report
 from souping.report.render import also_table, output_console, report_table, show_sheet
@@ -113,7 +113,7 @@ def perform(settings: RunSettings) -> RunOutcome:
     from souping.runs.asking import Waiting
     from souping.runs.open_soups import ORDER_FILE
     from souping.runs.run import Run
-    from souping.runs.samples import write_samples
+    from souping.runs.samples_file import write_samples
     from souping.runs.state import Frozen
     from souping.trackers import GuardedTracker
 
@@ -179,7 +179,7 @@ def _select_from_table(settings: RunSettings) -> Report:
 
 def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     """Write the trials and the report of a run, and put its numbers on the soup's card."""
-    from souping.report.files import trial_rows, write_report, write_trials
+    from souping.report.run_files import trial_rows, write_report, write_trials
     from souping.runs.run_report import replace_card
 
     run_dir = run.settings.run_dir
@@ -196,9 +196,9 @@ def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
 
 def _stop(run: Run, state: Selected | Searched) -> RunOutcome:
     """Write what a run knows that ends after selection or search, before the test split."""
-    from souping.report.files import as_json, trial_rows, write_trials
+    from souping.report.run_files import as_json, trial_rows, write_trials
     from souping.runs.run_report import stopped_report
-    from souping.runs.samples import write_samples
+    from souping.runs.samples_file import write_samples
     from souping.runs.state import Searched
 
     write_samples(run, state)

@@ -21,7 +21,7 @@ from souping.answers.claims import Look
 from souping.core.protocols import Objective, Optimiser
 from souping.core.types import OWN_BENCHMARK, ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
-from souping.report.files import search_summary
+from souping.report.run_files import search_summary
 from souping.runs.settings import RunSettings
 from souping.runs.state import Searched, Selected
 from souping.runs.steps import Stage, Steps

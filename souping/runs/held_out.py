@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from souping.answers.choices import Choices
 from souping.answers.claims import (
     Claim,
     Look,
@@ -15,6 +14,7 @@ from souping.answers.claims import (
 )
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
+from souping.answers.report_choices import Choices
 from souping.core.types import Item, ItemScores, Recipe, UserError
 from souping.core.unit import Unit
 from souping.report.content import RowDifference, SplitSizes
@@ -23,7 +23,7 @@ from souping.runs.settings import RunSettings
 from souping.runs.state import Contender
 from souping.runs.steps import Stage
 from souping.statistics.levels import Level
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 
 @dataclass(frozen=True, kw_only=True)

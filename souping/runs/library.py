@@ -38,7 +38,7 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
-from souping.logs.scores import LogScores
+from souping.logs.log_scores import LogScores
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.report.cells import Section

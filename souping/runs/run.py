@@ -11,9 +11,9 @@ from pathlib import Path
 from souping.analysis.alternatives import alternatives, best_by_category, routed
 from souping.analysis.correlation import few_models
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
-from souping.answers.choices import Choices
 from souping.answers.claims import Claim, Look, Measurement, evaluator_digest
 from souping.answers.counted_looks import CountedLooks
+from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.protocols import Tracker
 from souping.core.scores import Mean
@@ -33,16 +33,16 @@ from souping.core.types import (
 from souping.core.unit import Unit
 from souping.merge.soup_files import CARD
 from souping.report import tables
-from souping.report.analyses import UserResult
+from souping.report.analysis_results import UserResult
 from souping.report.content import ExpectedSummary, Report
-from souping.report.files import (
+from souping.report.progress import Progress
+from souping.report.render import plain_table
+from souping.report.run_files import (
     raw_result,
     search_summary,
     selection_summary,
     write_selection,
 )
-from souping.report.progress import Progress
-from souping.report.render import plain_table
 from souping.report.sections import ended
 from souping.runs.analyses import analyse, missing_answers, run_scores
 from souping.runs.checks import flat_categories, prepare_run, run_notes

@@ -15,12 +15,12 @@ from typing import Literal
 
 from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Admission, GuardsResult
-from souping.answers.choices import Choices
 from souping.answers.claims import Claim, Look
+from souping.answers.report_choices import Choices
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator
 from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.content import ExpectedSummary, Report
 from souping.search.loop import SearchResult
 from souping.statistics.power import Power

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.answers.choices import Choices
 from souping.answers.claims import (
     Claim,
     KnownModels,
@@ -28,6 +27,7 @@ from souping.answers.claims import (
 )
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
+from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.scores import Mean, Weighted
 from souping.core.types import Item, Recipe, Record

@@ -52,7 +52,7 @@ def test_a_late_error_leaves_the_soup(
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("souping.report.files.write_report", full)
+    monkeypatch.setattr("souping.report.run_files.write_report", full)
     souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
     assert all(
         (tmp_path / "run" / name).is_file()

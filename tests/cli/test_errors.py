@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from souping.cli.finished import code_in, read_config, refuse_code
 from souping.core.types import UserError
-from souping.report.files import read_report, read_trials
+from souping.report.run_files import read_report, read_trials
 from souping.report.samples import read_samples
 from tests.conftest import Cli, pool_of
 from tests.support.composition import compose

@@ -21,8 +21,8 @@ from souping.cli.advice import owners
 from souping.cli.config import CHOSEN, SETTABLE, RunKeys
 from souping.cli.job import opened
 from souping.cli.parts import build_part, component_kind
-from souping.cli.settings import run_settings
 from souping.cli.settings_file import with_file
+from souping.cli.settings_from_config import run_settings
 from souping.core.fields import hints_of
 from souping.core.types import UserError
 from tests.conftest import ROOT

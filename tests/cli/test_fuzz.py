@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from souping.cli import config
 from souping.cli.errors import EXPECTED, format_error
 from souping.cli.help import folder
-from souping.cli.settings import run_settings
+from souping.cli.settings_from_config import run_settings
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.runs.evidence import evaluator_name

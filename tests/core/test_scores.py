@@ -26,8 +26,8 @@ from souping.core.scores import (
     value_of,
 )
 from souping.core.types import TOLERANCE, ScoreMatrix, UserError
-from souping.evaluate.bfcl.benchmark import Bfcl
-from souping.logs.scores import LogScores
+from souping.evaluate.bfcl.bfcl_benchmark import Bfcl
+from souping.logs.log_scores import LogScores
 from souping.search import points as simplex
 from souping.testing import check_objective
 from tests.conftest import PAPER, ROOT

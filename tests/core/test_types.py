@@ -8,7 +8,7 @@ import pytest
 
 from souping.core.types import LateError, Missing, UserError
 from souping.evaluate.bfcl import find_environment
-from souping.runs.machine import Requirement
+from souping.runs.requirements import Requirement
 
 
 def test_a_remedy_is_a_field_and_ends_the_message() -> None:

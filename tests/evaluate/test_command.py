@@ -130,7 +130,7 @@ def test_what_came_of_a_command_that_failed_is_kept(
     lines, timeout, words = FAILURES[name]
     hangs = tmp_path / "hangs"
     clock = SimpleNamespace(monotonic=lambda: 1e9 * hangs.exists(), sleep=time.sleep)
-    monkeypatch.setattr("souping.evaluate.servers.process.time", clock)
+    monkeypatch.setattr("souping.evaluate.servers.server_process.time", clock)
     with pytest.raises(UserError) as refused:
         evaluator(tmp_path, *lines, timeout=timeout).evaluate(model, ITEMS)
     for word in words:

@@ -17,10 +17,10 @@ from souping.logs.bfcl import FAILED, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
 from souping.logs.lm_eval import read_lm_eval, samples_of
+from souping.logs.log_scores import LogScores
 from souping.logs.match import matched, moments
 from souping.logs.records import LoggedAnswer, json_lines, metrics_of, pick_model
 from souping.logs.runs import read_run
-from souping.logs.scores import LogScores
 from souping.logs.sources import read_logs
 from tests.comparison.test_runs import answered, run  # noqa: F401  (a fixture)
 from tests.logs.test_match import log, match, metric

@@ -225,7 +225,7 @@ class TestBfcl:
     @pytest.mark.slow
     def test_the_installed_package(self, bfcl: Any, tmp_path: Path) -> None:
         from souping.evaluate.benchmark import first_items
-        from souping.evaluate.bfcl.benchmark import BfclBenchmark
+        from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
         from tests.support.bfcl import right_answer, score
 
         categories = ("simple_python", "irrelevance")

@@ -17,7 +17,7 @@ from souping.paper.findings import Finding, FindingVerdict, findings, gains
 from souping.paper.published import PAPER_TABLES, PaperTable
 from souping.paper.readings import CLUSTERS, STATED, Sign, Ties, reading, spans
 from souping.paper.reproduction import PaperFigures, PaperResult
-from souping.report.analyses import drawings, read_content
+from souping.report.analysis_results import drawings, read_content
 from souping.report.render import markdown
 from souping.selection import SoCECluster
 from tests.conftest import PAPER, Cli

@@ -16,10 +16,10 @@ import pytest
 from souping.core.reading import read, to_json
 from souping.core.types import UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
-from souping.report.analyses import UserResult, read_content
+from souping.report.analysis_results import UserResult, read_content
 from souping.report.content import Report, SelectionFile, TrialRow
-from souping.report.files import as_json, read_report, read_trials, write_trials
 from souping.report.render import markdown
+from souping.report.run_files import as_json, read_report, read_trials, write_trials
 from souping.runs.analyses import analysis_results
 from tests.conftest import ROOT
 from tests.support.report import sample

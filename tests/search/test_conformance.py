@@ -26,7 +26,7 @@ from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, ListSearch, Nevergrad, Uniform
-from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, shuffled, windows
+from souping.search.windows import ALPHAS, TrajectoryAverages, Window, shuffled, windows
 from souping.testing import INGREDIENTS, check_optimiser, run_search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each

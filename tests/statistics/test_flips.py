@@ -10,7 +10,7 @@ import pytest
 from souping.core.types import FloatArray
 from souping.statistics.flips import flip_reach, is_countable
 from souping.statistics.grouped import GroupedScores, design
-from souping.statistics.scores import one_category
+from souping.statistics.score_table import one_category
 
 CATEGORIES = np.repeat([0, 1], [5, 7])
 WEIGHTS = np.array([0.3, 0.7])

@@ -12,7 +12,7 @@ from scipy import stats
 
 from souping.core.types import FloatArray, IntArray
 from souping.statistics.intervals import Interval, effective_size, objective_interval, rate
-from souping.statistics.scores import ItemTable, ModelScores, one_category
+from souping.statistics.score_table import ItemTable, ModelScores, one_category
 
 
 def interval_of(

@@ -13,7 +13,7 @@ from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
 from souping.statistics.grouped import design
 from souping.statistics.levels import ALPHA
 from souping.statistics.power import Power, measured_power, power_of
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 from tests.conftest import ROOT, make_items
 from tests.support.choices import slow_unless
 from tests.support.flips import sign_flip

@@ -13,7 +13,7 @@ from souping.core.scores import Mean
 from souping.core.types import FloatArray, ItemScores, ScoreMatrix
 from souping.statistics.comparison import contrast
 from souping.statistics.power import RunPower, measured_power, power_of
-from souping.statistics.scores import ScoreTable, one_category
+from souping.statistics.score_table import ScoreTable, one_category
 from tests.conftest import make_items
 
 ITEMS = make_items(200, ("x",))

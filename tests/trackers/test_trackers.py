@@ -19,9 +19,9 @@ import pytest
 from souping.core.protocols import Tracker
 from souping.core.types import Json, JsonObject, Recipe, Result, Trial
 from souping.core.unit import POINTS
-from souping.report.analyses import read_content
-from souping.report.files import write_report, write_selection, write_trials
+from souping.report.analysis_results import read_content
 from souping.report.progress import show_warnings
+from souping.report.run_files import write_report, write_selection, write_trials
 from souping.testing import check_tracker
 from souping.trackers import GuardedTracker, NoTracker, TrackioTracker, WandbTracker
 from tests.support.choices import differing, each

@@ -21,10 +21,10 @@ from souping.answers.claims import evaluator_digest
 from souping.core.protocols import ModuleSettings, evaluator_fingerprint
 from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
-from souping.evaluate.servers.process import free_port
+from souping.evaluate.servers.server_process import free_port
 from tests.conftest import Cli, recipe
 from tests.support.evaluators import DeadServer
 from tests.support.live import started

@@ -185,7 +185,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from types import SimpleNamespace
 from tests.evaluate.bfcl.test_server import TABLE, evaluator
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 asking = evaluator(SimpleNamespace(port=int(sys.argv[2])))
 items = asking.prompts.benchmark.items()
 asking.evaluate(TABLE, [item for item in items if item.id == sys.argv[3]])

@@ -16,7 +16,7 @@ from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.metrics import measure, metric_score, pseudo_values
 from souping.statistics.intervals import rate
-from souping.statistics.scores import ModelScores, one_category
+from souping.statistics.score_table import ModelScores, one_category
 from tests.support import lm_eval_tasks
 from tests.support.choices import slow_unless
 from tests.support.flips import compare

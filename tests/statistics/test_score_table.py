@@ -9,7 +9,7 @@ import pytest
 
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores
-from souping.statistics.scores import ItemTable, ScoreTable, span
+from souping.statistics.score_table import ItemTable, ScoreTable, span
 
 ITEMS = tuple(Item(id=str(n), category="c", prompt=str(n), answer="") for n in range(4))
 

@@ -17,12 +17,12 @@ from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.content import Report, TrajectoryResult
-from souping.report.files import draw
 from souping.report.render import markdown, page
+from souping.report.run_files import draw
 from souping.report.sections import headline
-from souping.report.trajectory import trajectory_sections
-from souping.search.trajectory import windows
-from souping.statistics.scores import ItemTable
+from souping.report.trajectory_sections import trajectory_sections
+from souping.search.windows import windows
+from souping.statistics.score_table import ItemTable
 from tests.conftest import recipe
 from tests.support.flips import compare
 from tests.support.report import sample

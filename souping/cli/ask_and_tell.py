@@ -55,7 +55,7 @@ def ask(arguments: Sequence[str]) -> int:
 def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     """Go on with a run; the soups for which it waits afterwards, none if the run ended."""
     from souping.cli.finished import begin, configuration
-    from souping.cli.settings import run_settings
+    from souping.cli.settings_from_config import run_settings
     from souping.report.progress import logged
     from souping.runs.asking import FilesExecutor
     from souping.runs.execute import execute

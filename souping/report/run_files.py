@@ -32,7 +32,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import Unit
-from souping.report.analyses import NO_RESULTS, AnalysisResult, drawings, read_content
+from souping.report.analysis_results import NO_RESULTS, AnalysisResult, drawings, read_content
 from souping.report.content import (
     SCHEMA,
     CorrelationTable,

@@ -22,7 +22,7 @@ from souping.evaluate.bfcl import (
     Environment,
     find_environment,
 )
-from souping.evaluate.bfcl.benchmark import (
+from souping.evaluate.bfcl.bfcl_benchmark import (
     FILE_ITEMS,
     MULTI_TURN,
     SINGLE_TURN,

@@ -12,7 +12,7 @@ import pytest
 from souping import select
 from souping.analysis.stability import stability
 from souping.core.types import ScoreMatrix, UserError
-from souping.logs.scores import LogScores
+from souping.logs.log_scores import LogScores
 from souping.selection import All
 from tests.conftest import Cli, pool_of
 from tests.logs.test_readers import DATA, write_csv
