@@ -467,6 +467,61 @@ def test_a_planted_guess_is_found() -> None:
     assert [guess.split(":")[0] for guess in guessed_members(planted)] == ["souping.merge.planted"]
 
 
+@cache
+def concrete_parts() -> frozenset[str]:
+    """Classes that a choice of a config group names, and the results of analyses."""
+    names = set[str]()
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        names |= set(re.findall(r"_target_: [\w.]*\.([A-Z]\w+)", path.read_text(encoding="utf-8")))
+    for _, node in package_nodes():
+        if isinstance(node, ast.ClassDef) and "AnalysisResult" in map(ast.unparse, node.bases):
+            names.add(node.name)
+    return frozenset(names)
+
+
+def class_questions(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Lines that ask, outside of its own file, whether something is a concrete part."""
+    found = []
+    for module, tree in modules.items():
+        foreign = concrete_parts() - definitions(tree)
+        for node in ast.walk(tree):
+            asked = list[ast.AST]()
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "isinstance",
+                "issubclass",
+            ):
+                asked = list(node.args[1:])
+            if isinstance(node, ast.Compare) and "type(" in ast.unparse(node.left):
+                asked = list(node.comparators)
+            if isinstance(node, ast.MatchClass):
+                asked = [node.cls]
+            names = {part for kind in asked for part in re.findall(r"\w+", ast.unparse(kind))}
+            found += [f"{module} asks for {name}" for name in sorted(names & foreign)]
+    return found
+
+
+def test_no_room_asks_which_class_a_part_is() -> None:
+    """A part declares what may be asked of it, on the base class of its group."""
+    assert {"FilesExecutor", "MergekitMerge", "CommandEvaluator", "FrontResult"} <= concrete_parts()
+    assert class_questions(package_trees()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "isinstance(part, FilesExecutor)",
+        "isinstance(part, asking.FilesExecutor | int)",
+        "issubclass(part, (int, FilesExecutor))",
+        "type(part) is FilesExecutor",
+        "match part:\n    case FilesExecutor():\n        pass",
+    ],
+)
+def test_a_planted_question_is_found(line: str) -> None:
+    planted = {"souping.plan.planted": ast.parse(line)}
+    assert class_questions(planted) == ["souping.plan.planted asks for FilesExecutor"]
+    assert class_questions({"planted": ast.parse(f"class FilesExecutor:\n    pass\n{line}")}) == []
+
+
 def importers(packages: set[str], nodes: Callable[[ast.AST], Iterable[ast.AST]]) -> list[str]:
     """Modules outside of `cli` that import one of the packages in these nodes of theirs."""
     found = []

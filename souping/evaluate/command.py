@@ -138,7 +138,9 @@ class CommandEvaluator(Evaluator):
 
     @property
     def hosting(self) -> Hosting:
-        return CommandHosting(model_form="folder", host=ModelHost(), logs=self._logs)
+        return CommandHosting(
+            model_form="folder", host=ModelHost(), command=self.words, logs=self._logs
+        )
 
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 from souping.analysis import Analysis
 from souping.analysis.correlation import pearson
-from souping.analysis.front import FRONT, FrontPoint, FrontResult
+from souping.analysis.front import FrontPoint
 from souping.analysis.guards import read_guards
 from souping.answers.evaluation import LocalExecutor
 from souping.checkpoints.pool import Pool
@@ -86,13 +86,15 @@ class RunReport(Report):
 class RunResult:
     """Outcome of a run. `report` is what report.json says, as far as the run went; `trials` are the soups it tried.
 
-    Scores are those of report.json. `soup` is the winner's folder, None if none was written.
+    Scores are those of report.json. `soup` is the winner's folder, None if none was written. `front` has the points
+    that no other beats in all goals of `pareto`: weights, and each goal's mean with its band.
     """
 
     out: Path
     report: RunReport
     trials: tuple[RunTrial, ...]
     soup: Path | None
+    front: tuple[FrontPoint, ...] = ()
 
     @property
     def verdict(self) -> VerdictSummary:
@@ -107,12 +109,6 @@ class RunResult:
             return {}
         weights = [weight or 0.0 for weight in recipe.weights]
         return dict(zip(recipe.ingredients, weights, strict=True))
-
-    @property
-    def front(self) -> tuple[FrontPoint, ...]:
-        """The points that no other beats in all goals: weights, each goal's mean with its band."""
-        front = (self.report.analyses or {}).get(FRONT)
-        return front.points if isinstance(front, FrontResult) else ()
 
     def __repr__(self) -> str:
         sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
@@ -216,7 +212,7 @@ def _perform(settings: RunSettings) -> RunResult:
         trials.append(RunTrial(weights=trial.recipe.shares, objective=objective))
     soup = written_soup(settings, outcome.report)
     report = RunReport(**vars(outcome.report))
-    return RunResult(settings.run_dir, report, tuple(trials), soup)
+    return RunResult(settings.run_dir, report, tuple(trials), soup, outcome.front)
 
 
 @errors_told()

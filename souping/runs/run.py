@@ -110,6 +110,7 @@ class Run(Steps):
         self.workers = prepared.workers
         self.evaluations = prepared.evaluations
         self.evaluation = prepared.evaluations[OWN_BENCHMARK]
+        self.searched = prepared.searched
         # What a reader of the report must know; grows until the run ends.
         self.notes: list[str] = []
         self.counted_looks = CountedLooks(store)
@@ -265,14 +266,14 @@ class Run(Steps):
             self.progress.say(
                 f"{ingredients[0]} is the expert for every category: there is nothing to soup"
             )
-            winner = self.find_weights(self.evaluation, selected, log)
+            winner = self.find_weights(self.searched, selected, log)
             searched = Searched(selected=selected, winner=winner)
         else:
             # A stage of its own on the terminal: the search finds these answers in the store.
             if stage := self.ingredient_stage(ingredients):
                 self.evaluate_stage(stage)
             self._announce(ingredients)
-            winner = self.find_weights(self.evaluation, selected, log)
+            winner = self.find_weights(self.searched, selected, log)
             searched = with_goals(self, selected, winner, log)
         self._say_choice(searched)
         return searched

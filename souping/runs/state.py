@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from souping.analysis.alternatives import RoutedAnswers
+from souping.analysis.front import FRONT, FrontResult
 from souping.analysis.guards import Admission, GuardsResult
 from souping.answers.claims import Claim, Look
 from souping.answers.report_choices import Choices
@@ -81,15 +82,19 @@ class Selected:
 
 @frozen
 class Searched:
-    """What the search found: `winner` is the soup that it chose, `analyses` has the Pareto front of a run with goals.
+    """What the search found: `winner` is the soup that it chose.
 
-    `guards` is what the guards changed, None in a run without guards.
+    `guards` is what the guards changed, None in a run without guards; `front` the Pareto front of a run with goals.
     """
 
     selected: Selected
     winner: SearchResult
     guards: GuardsResult | None = None
-    analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
+    front: FrontResult | None = None
+
+    @property
+    def analyses(self) -> dict[str, AnalysisResult]:
+        return {} if self.front is None else {FRONT: self.front}
 
 
 @frozen

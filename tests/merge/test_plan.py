@@ -28,7 +28,8 @@ from souping.merge.__main__ import merge_plan
 from souping.merge.alignment import matcher
 from souping.merge.kernels import METHODS, Float32, Method
 from souping.merge.local import LocalMerge
-from souping.merge.mergekit import MergekitMerge, to_yaml
+from souping.merge.mergekit import MergekitMerge
+from souping.merge.mergekit_yaml import to_yaml
 from souping.merge.stored import load_plan
 from souping.merge.writer import fill_shards, make_shards
 from tests.conftest import recipe

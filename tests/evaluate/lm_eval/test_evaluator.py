@@ -16,7 +16,6 @@ from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, assign
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.runs.settings import items_of
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
 from tests.support.live import live
@@ -166,12 +165,12 @@ def test_category_and_group(
 
 def test_a_benchmark_chooses_and_names_the_documents(evaluator: HarnessEvaluator) -> None:
     choice = EvaluatorBenchmark(name="mine", exclude=["write"], limit=3)
-    chosen = items_of(replace(evaluator, tasks=["pick", "write", "shots"]), choice)
+    chosen = choice.brought_by(replace(evaluator, tasks=["pick", "write", "shots"]).prompts)
     assert [item.id for item in chosen.items()] == [
         f"{task}/{number}" for task in ("pick", "shots") for number in range(3)
     ]
     assert chosen.label == "mine"
-    assert items_of(evaluator, EvaluatorBenchmark()).label == "lm_eval"
+    assert EvaluatorBenchmark().brought_by(evaluator.prompts).label == "lm_eval"
 
 
 def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
