@@ -9,7 +9,6 @@ Shape legend: S points, K ingredients, C categories, I items, D draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights
+from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights, frozen
 from souping.core.unit import Unit
 from souping.report.analyses import AnalysisResult
 from souping.report.cells import Section
@@ -51,7 +50,7 @@ WIDENING = 1.35
 TINY_ERROR = 1e-9
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SurfaceBand:
     """Difference to the first point (inner scores), and its limits, which hold at all points at once."""
 
@@ -278,7 +277,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
 # How it is shown
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SurfaceLimits:
     """Differences to the uniform soup, point by point, with limits that hold for all of them at once."""
 
@@ -290,7 +289,7 @@ class SurfaceLimits:
     """upper limits"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SurfaceResult(AnalysisResult):
     """Predicted scores over the weights."""
 
