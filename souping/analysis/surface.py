@@ -23,7 +23,7 @@ from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.search.points import grid_size, uniform, vertices, weight_grid, weights_key
+from souping.search.points import uniform, vertices, weight_grid, weights_key
 from souping.search.surrogate import RISE, SoupModel, draws
 from souping.statistics.scores import ItemTable
 
@@ -31,16 +31,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Evaluated soups without which there is no surface, and most points of one.
+# Evaluated soups without which there is no surface.
 FEWEST_SOUPS = 5
-MOST_POINTS = 150
-# {step: the next wider one}
-WIDER_STEP = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}
 # Most soups that the model is fitted on.
 FITTED = 400
 CONFIDENCE = 0.95
-# Step of the weights.
-STEP = 0.1
 # Draws of the posterior that the width of a band is estimated from.
 BAND_DRAWS = 2000
 # Factor of a band's width for what the posterior takes for certain (the scales and the smoothness):
@@ -182,15 +177,17 @@ def _item_samples(answered: BoolArray, categories: IntArray, count: int) -> list
 
 @component
 class ResponseSurface(Analysis):
-    """Bands over a grid of weights of `STEP`."""
+    """Bands over the grid of weights in steps of 0.1, the single ingredients and the uniform soup."""
 
     def analyse(self, run: RunScores) -> SurfaceResult:
         evaluated = _evaluated(run)
         names = run.soups.ingredients
         split = ItemTable.of(next(iter(run.search.values())).items, run.objective)
 
-        # The points of the surface, then further ones that the model is fitted on.
-        surface = dict.fromkeys(self._points(len(names)))
+        # The points of the surface (at most 133), then further ones that the model is fitted on.
+        k = len(names)
+        grid = (uniform(k), *vertices(k), *weight_grid(k))
+        surface = dict.fromkeys(map(weights_key, grid))
         size = len(surface)
         points = [*surface, *(point for point in evaluated if point not in surface)]
         items = next(iter(evaluated.values())).size
@@ -223,16 +220,6 @@ class ResponseSurface(Analysis):
             categories=categories,
             width=run.unit.size(width),
         )
-
-    def _points(self, size: int) -> Sequence[tuple[float, ...]]:
-        """The uniform soup, the single ingredients, and a grid, whose step is wider if its points were too many."""
-        step = STEP
-        while grid_size(size, step) > MOST_POINTS and step < 0.5:
-            step = WIDER_STEP.get(round(step, 3), 0.5)
-        return [
-            weights_key(point)
-            for point in (uniform(size), *vertices(size), *weight_grid(size, step))
-        ]
 
 
 def answer_table(
