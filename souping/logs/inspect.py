@@ -47,8 +47,8 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     files = [path]
     if not path.is_file():
         files = sorted(file for file in path.iterdir() if file.is_file() and is_inspect(file))
-    for file in files:
-        _check_size(file)
+    for log_path in files:
+        _check_size(log_path)
     read_header = partial(read_eval_log, header_only=True)
     headers = {str(file): _by_inspect(read_header, str(file)) for file in files}
     models = {header.eval.model for header in headers.values()}
