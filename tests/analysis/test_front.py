@@ -303,5 +303,8 @@ def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
     ]
     assert [sorted(end[1] for end in bar) for bar in upright] == [pytest.approx([46, 57])] * 2
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("a %", "b %")
+    losses = replace(shown(2), goals=(Goal(name="a"), Goal(name="b", unit=BITS_PER_BYTE)))
+    (other,) = losses.drawings(POINTS)[0].figure.axes
+    assert (other.get_xlabel(), other.get_ylabel()) == ("a %", "b, bits per byte")
     assert "2 points that no other beats, of 4" in drawing.alt
     assert replace(shown(2), goals=(Goal(name="a"),)).drawings(POINTS) == ()

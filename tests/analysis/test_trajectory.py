@@ -143,7 +143,12 @@ def test_a_claim_about_the_recipe_takes_two_runs() -> None:
     assert found.difference == pytest.approx(np.mean(gains))
     direct = contrast(gains_of_runs(scores.table, pairs), SOUP_AVERAGE, LAST_CHECKPOINT, Level(2))
     same(found, direct, 6)
-    assert scores.over_runs(pairs[:2]) is not None
+    first = scores.over_runs(pairs[:2])
+    assert first is not None
+    assert first == scores.over_runs(pairs[:2], looks=1)
+    assert first != scores.over_runs(pairs[:2], looks=2)
+    average = coin(50, 0.7)
+    assert scores.versus_last(average) == scores.versus_last(average, looks=1, tests=1.0)
 
 
 def member(k: int, tokens: float | None = None) -> Member:

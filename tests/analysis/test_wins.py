@@ -143,7 +143,15 @@ def test_the_histogram_has_a_bar_for_each_number_of_categories() -> None:
     assert by_chance == pytest.approx([2.0, 1.0])
     assert axes.get_xticks().tolist() == [0, 1, 2, 3]
     assert all(float(tick).is_integer() for tick in axes.get_yticks())
-    assert "4" in drawing.alt
+    box = axes.get_legend().get_bbox_to_anchor().transformed(axes.transAxes.inverted())
+    assert (box.x0, box.y0) == pytest.approx((0, 1))
+    assert "(4)" in drawing.alt
+
+
+def test_a_single_model_among_the_trials_is_no_mixture() -> None:
+    run = run_of(2, answer=coin)
+    more = replace(run, trials=(run.single("ant"), *run.trials))
+    assert result_json(CategoryWins(), more) == result_json(CategoryWins(), run)
 
 
 # Item by item

@@ -139,7 +139,9 @@ def test_categories_of_unlike_weight_are_worth_fewer_items() -> None:
     assert alone is not None
     assert uneven.gain == pytest.approx(alone.gain)
     assert uneven.items == 250
-    weighted = power_of(published(2, ("x", "y")), items, Weighted({"x": 1.0, "y": 0.0}), 0.05)
+    weighted = power_of(
+        published(2, ("x", "y")), items, Weighted(category_weights={"x": 1.0, "y": 0.0}), 0.05
+    )
     whole = power_of(published(2), make_items(200, ("x",)), Mean(), 0.05)
     assert weighted is not None
     assert whole is not None
