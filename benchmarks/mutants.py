@@ -10,7 +10,7 @@ Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, 
 The first call runs the quick tests of `ROOMS` once under coverage, which records the lines that each test executes;
 `--record` does so again. A mutant is then run against the tests that execute its statement (the quickest first, until
 the first failure), in a copy of the repository. A statement that runs at import is that of all tests in the files whose
-tests execute its file.
+tests execute its file, and of the tests that read the sources.
 Tests that kill a mutant are at the end run without one: one that fails there is an error of this measurement.
 """
 
@@ -78,6 +78,8 @@ ANALYSIS_TESTS = (
     "tests/runs/test_trajectory.py",
     "tests/runs/test_router.py",
 )
+STRUCTURE_TESTS = ("tests/test_layers.py",)
+"""Tests that read the sources: they are run against the statements that run at import, besides those of the room."""
 MERGE_FILES = ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py")
 EVIDENCE_FILES = ("runs/evidence.py", "runs/verdict.py", "runs/goals.py")
 LOOK_FILES = (
@@ -213,7 +215,7 @@ def changed_line(before: str, after: str) -> tuple[str, str]:
 
 def tests_of(rooms: Collection[str]) -> list[str]:
     """Folders and files of tests, each once."""
-    tests = dict[str, None]()
+    tests = dict.fromkeys(STRUCTURE_TESTS)
     for room in rooms:
         tests |= dict.fromkeys(ROOMS[room].tests)
     return list(tests)
@@ -288,7 +290,8 @@ def executing_tests(mutant: Mutant, seconds: Mapping[str, float]) -> set[str]:
     span = statement_span((ROOT / mutant.file).read_text(), mutant.line)
     if span is not None:
         return set().union(*(by_line.get(line, set()) for line in span))
-    files = {test.partition("::")[0] for test in set().union(*by_line.values())}
+    files = set(STRUCTURE_TESTS)
+    files |= {test.partition("::")[0] for test in set().union(*by_line.values())}
     return {test for test in seconds if test.partition("::")[0] in files}
 
 

@@ -296,6 +296,23 @@ def test_a_planted_write_is_found(lines: str) -> None:
     )
 
 
+CHANGING = {
+    "ListSearch", "SearchCost", "SearchedSoup", "RunningServer", "Plan", "Pending", "TargetTensor", "Assignment",
+    "Made", "GuardedTracker", "Session", "Action", "SharedKeys", "RunKeys",
+}  # fmt: skip
+"""Dataclasses that are changed after they were made: sessions, and what is collected step by step."""
+
+
+def test_data_cannot_change_after_it_was_checked() -> None:
+    open_to_change = set()
+    for _, node in package_nodes():
+        if isinstance(node, ast.ClassDef):
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            if any(text.startswith("dataclass") for text in decorators) and not is_frozen(node):
+                open_to_change.add(node.name)
+    assert open_to_change == CHANGING
+
+
 def test_files_and_functions_stay_small() -> None:
     assert {name: n for name, text in package_texts().items() if (n := tokens(text)) > 4500} == {}
     lengths = {f"{module}.{node.name}": length(node) for module, node in package_functions()}

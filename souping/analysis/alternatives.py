@@ -6,18 +6,17 @@ Shape legend: K ingredients, I items, C categories.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from souping.core.protocols import Objective
-from souping.core.types import ItemScores, ScoreMatrix
+from souping.core.types import ItemScores, ScoreMatrix, frozen
 from souping.core.unit import Unit
 from souping.report.content import Router, UpperBound
 from souping.statistics.score_table import ItemTable
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RoutedAnswers:
     """A router: `routes` are {category: ingredient}; `scores` has each item's score by the ingredient that answers it.
 
@@ -74,7 +73,7 @@ def routed(
     return RoutedAnswers(name=name, routes=routes, scores=scores)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Alternatives:
     """What a soup is compared with besides candidates, as fields of `Report`."""
 

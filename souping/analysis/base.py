@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import FloatArray, ItemScores, JsonObject, Recipe, Record, Split
+from souping.core.types import FloatArray, ItemScores, JsonObject, Recipe, Record, Split, frozen
 from souping.core.unit import POINTS, Unit
 from souping.report.analysis_results import AnalysisResult
 
@@ -18,7 +18,7 @@ class NotEstimableError(Exception):
     """There is too little data; the message says how much there is and how much it takes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunSoups:
     """Soups of a run, without their scores.
 
@@ -33,7 +33,7 @@ class RunSoups:
     base: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunScores:
     """Item scores of a run, for its analyses."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Literal
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.core.fields import Bounds, component
-from souping.core.types import FloatArray, Names, Recipe
+from souping.core.types import FloatArray, Names, Recipe, frozen
 from souping.core.unit import Unit
 from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableCell, TableGrid, grid
@@ -229,7 +229,7 @@ COLOUR: Mapping[MaybeInt, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PlayerValue:
     """The Shapley value of a player."""
 
@@ -254,7 +254,7 @@ class PlayerValue:
         return TableCell(unit.score(self.value, sign=True), limits)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShapleyLevel:
     """Models, pairs or triplets."""
 
@@ -281,7 +281,7 @@ class ShapleyLevel:
         return grid(("category", *(player.name for player in self.models)), rows)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SubsetValue:
     """The score of a subset's soup."""
 
@@ -293,7 +293,7 @@ class SubsetValue:
     """objective on the search split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShapleyResult(AnalysisResult):
     """What each model adds to soups of the others."""
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 from souping.core.text import DASH, UNSAFE, confidence, if_finite, minus, signed
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, frozen
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
@@ -29,7 +28,7 @@ SCORE_ROUNDING = 1e-9
 FloatOrArray = TypeVar("FloatOrArray", float, FloatArray)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Unit:
     """Unit of an evaluator's scores.
 

@@ -7,12 +7,12 @@ file. The text below a field is its meaning in the reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
-from souping.core.types import Names
+from souping.core.types import Names, frozen
 from souping.core.unit import POINTS, Unit
 from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
@@ -27,7 +27,7 @@ Matrix = tuple[tuple[MaybeFloat, ...], ...]
 # ---------------------------------------------------------------- scores and differences
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ScoreInterval:
     """Mean score with its 95 % interval."""
 
@@ -45,7 +45,7 @@ class ScoreInterval:
     """number of independent items with the same information"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelRow:
     """A model on the test split, in one of its roles."""
 
@@ -64,7 +64,7 @@ class ModelRow:
     """the same for the objective"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PairedDifference:
     """The soup minus another model, paired by item."""
 
@@ -97,7 +97,7 @@ class PairedDifference:
         return self.p_value
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LookDifference(PairedDifference):
     """A difference whose p-value is corrected for the looks at its items."""
 
@@ -110,7 +110,7 @@ class LookDifference(PairedDifference):
         return self.p_value if self.p_look is None else self.p_look
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RowDifference(LookDifference):
     """The soup minus the model of a row."""
 
@@ -122,7 +122,7 @@ class RowDifference(LookDifference):
     """comparisons among which this one may have been picked at a later look"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class JudgedDifference(PairedDifference):
     """The soup minus an ingredient on an extra benchmark."""
 
@@ -132,7 +132,7 @@ class JudgedDifference(PairedDifference):
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryDifference(PairedDifference):
     """A difference in one category. Its limits and p-value hold for all categories at once."""
 
@@ -144,7 +144,7 @@ class CategoryDifference(PairedDifference):
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryLosses:
     """The soup against the best candidate, category by category."""
 
@@ -160,7 +160,7 @@ class CategoryLosses:
     """per category a comparison that holds for all categories at once, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AnswerEnds:
     """How answers ended."""
 
@@ -172,7 +172,7 @@ class AnswerEnds:
     """share of answers missing"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelEnds(AnswerEnds):
     """How a model's answers ended."""
 
@@ -182,7 +182,7 @@ class ModelEnds(AnswerEnds):
     """{category: the same shares}"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ObjectiveVariance:
     """Variance of the objective if each item has several answers."""
 
@@ -196,7 +196,7 @@ class ObjectiveVariance:
     """share of items whose answers disagree"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class VerdictSummary:
     """The strongest claim that holds."""
 
@@ -216,7 +216,7 @@ class VerdictSummary:
     bounded as missing ones are, if any was cut"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PowerSummary:
     """What the test split can show."""
 
@@ -235,7 +235,7 @@ class PowerSummary:
 # ---------------------------------------------------------------- choices
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BenchmarkLabel:
     """The benchmark of a run."""
 
@@ -245,7 +245,7 @@ class BenchmarkLabel:
     """what its items are not"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ObjectiveSummary:
     """What the search maximised."""
 
@@ -257,7 +257,7 @@ class ObjectiveSummary:
     """the soup's score on the search split, which is optimistic because it chose the weights"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CorrelationTable:
     """Correlation of every two categories over models, with 95 % limits."""
 
@@ -271,7 +271,7 @@ class CorrelationTable:
     """upper limits"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionSummary:
     """The selected candidates, and why."""
 
@@ -307,7 +307,7 @@ class SelectionSummary:
     """scores that the selector saw: {model: {category: fraction}}"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionFile(SelectionSummary):
     """selection.json"""
 
@@ -317,7 +317,7 @@ class SelectionFile(SelectionSummary):
     """unit of the scores"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SplitSizes:
     """Numbers of items."""
 
@@ -333,7 +333,7 @@ class SplitSizes:
     """items of the test split that earlier reports showed, left out because the others show more without them"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchSummary:
     """What the optimiser says of its search. One of the user's may say other things."""
 
@@ -350,7 +350,7 @@ class SearchSummary:
     others: Mapping[str, Any] = rest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrialRow:
     """A row of trials.csv."""
 
@@ -370,7 +370,7 @@ class TrialRow:
     """answers that were stored before"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchUse:
     """What the search used."""
 
@@ -389,7 +389,7 @@ class SearchUse:
     others: Mapping[str, Any] = rest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunCost:
     """What the run took."""
 
@@ -413,7 +413,7 @@ class RunCost:
 # ---------------------------------------------------------------- checks and alternatives
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Router:
     """An ingredient per category, chosen on the select split."""
 
@@ -427,7 +427,7 @@ class Router:
     """answers per request"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class UpperBound:
     """The best answer of all ingredients to each item."""
 
@@ -439,7 +439,7 @@ class UpperBound:
     """answers per request"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExpectedCheck:
     """A score that was expected of a candidate."""
 
@@ -463,7 +463,7 @@ class ExpectedCheck:
     """`as expected`, `too low` or `too high`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExpectedSummary:
     """Expected scores of the candidates beside the measured ones."""
 
@@ -479,7 +479,7 @@ class ExpectedSummary:
     """one per expected score"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExtraResult:
     """The frozen soup and its ingredients on another benchmark."""
 
@@ -509,7 +509,7 @@ class ExtraResult:
     """number of the look at these items"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CorrelationPair:
     """Correlation of two categories."""
 
@@ -531,7 +531,7 @@ class CorrelationPair:
     """corrected for item noise"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class OtherChoice:
     """What the selector picks with another threshold, or without a model."""
 
@@ -547,7 +547,7 @@ class OtherChoice:
     """why nothing was selected"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionStability:
     """Whether the selector would choose again."""
 
@@ -584,7 +584,7 @@ class SelectionStability:
 # ---------------------------------------------------------------- a training run
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CheckpointRow:
     """A checkpoint of the training run."""
 
@@ -604,7 +604,7 @@ class CheckpointRow:
     """objective on the test split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class WindowRow:
     """An average of the last checkpoints, on the search split."""
 
@@ -626,7 +626,7 @@ class WindowRow:
     """minus the mean of the checkpoints, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NeighbourSpread:
     """Standard deviation of the objective between the last checkpoints."""
 
@@ -638,7 +638,7 @@ class NeighbourSpread:
     """on the test split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FurtherRuns:
     """The soup's weights on further training runs."""
 
@@ -648,7 +648,7 @@ class FurtherRuns:
     """difference over two or more runs, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrajectoryResult:
     """The chosen average of a training run beside its checkpoints."""
 
@@ -673,7 +673,7 @@ class TrajectoryResult:
 # ---------------------------------------------------------------- the report
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Report:
     """report.json, or as much of it as is known: the result of a step is None before the step."""
 

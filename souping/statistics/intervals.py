@@ -9,12 +9,12 @@ Shape legend: I items, G groups, C categories, H strata.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, frozen
 from souping.core.unit import Unit
 from souping.statistics.bootstrap_t import BOOTSTRAP_DRAWS, NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
@@ -25,7 +25,7 @@ from souping.statistics.score_table import ModelScores
 INTERVAL_TAIL = 0.025
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Interval:
     """Mean with its 95 % interval, inner scores, from `n` items in `groups` groups.
 

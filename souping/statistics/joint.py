@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import FloatArray, IntArray, frozen
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
 from souping.statistics.comparison import Comparison, bounded, comparison_of
 from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for, studentised
@@ -30,7 +29,7 @@ ColumnPair = tuple[int, int | None]
 """A column, and the column that is subtracted from it; None for a column alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class JointFlips:
     """Sums of the groups of all columns in the same sign patterns, the pattern seen first.
 
@@ -190,7 +189,7 @@ def picked_tests(
 # ---------------------------------------------------------------- limits that hold for all at once
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MaxTReach(Reach):
     """Simultaneous limits: the size that the largest of all |t*| reaches with a chance of `level`.
 
@@ -234,7 +233,7 @@ def _intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
 # ---------------------------------------------------------------- categories
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryComparison:
     """Two models in one category."""
 

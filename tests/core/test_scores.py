@@ -56,6 +56,11 @@ def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, per
     np.testing.assert_allclose(table.values, values, atol=1e-12)
 
 
+def test_a_score_table_that_is_not_there_is_an_error_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.csv"):
+        read_table(tmp_path / "no.csv")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

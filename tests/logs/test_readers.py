@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -329,6 +330,20 @@ class TestInspect:
     def test_a_model_is_named_with_its_slash(self) -> None:
         (log,) = read_logs(f"{DATA / 'inspect' / 'a'}:mockllm/model")
         assert log.model == "mockllm/model"
+
+
+def test_an_inspect_log_that_unpacks_to_more_than_any_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zip may unpack to a hundred times its size, or to 256 MB if that is more: here to 1 MB."""
+    monkeypatch.setattr("souping.core.files.UNPACKED_BYTES", 1 << 20)
+    log = tmp_path / "log.eval"
+    for size, refused in ((1 << 20, False), ((1 << 20) + 1, True)):
+        with ZipFile(log, "w", ZIP_DEFLATED) as archive:
+            archive.writestr("samples/1.json", bytes(size))
+        with pytest.raises(UserError, match=r"log\.eval: ") as error:
+            read_logs(log)
+        assert ("unpack" in str(error.value)) == refused
 
 
 def test_inspect_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
