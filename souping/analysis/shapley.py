@@ -61,6 +61,14 @@ class Shapley(Analysis):
             return ()
         return tuple(map(game.recipe, game.subsets()))
 
+    def notes(self, base_model: str | None, base: str | None) -> list[str]:
+        if not base_model or base:
+            return []
+        return [
+            f"merge.base_model={base_model} is not a candidate and is not evaluated: values are relative to the mean "
+            "of the models alone; for values relative to the base, add it to pool.candidates"
+        ]
+
     def analyse(self, run: RunScores) -> ShapleyResult:
         game = _Game(self, run.soups)
         size = len(game.names)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from souping.core.types import Recipe
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
 
-MAKERS = {LocalMerge.by: LocalMerge, MergekitMerge.by: MergekitMerge}
+MAKERS: Mapping[str | None, Callable[[], MergeBackend]] = {
+    LocalMerge.by: LocalMerge,
+    MergekitMerge.by: MergekitMerge,
+}
 """{`by` in the settings of a recipe: the backend of this package that makes it}"""
 
 

@@ -24,6 +24,7 @@ from souping.core.protocols import Evaluator, Executor, Workers
 from souping.core.system import program
 from souping.core.text import human, named
 from souping.core.types import (
+    Item,
     ItemScores,
     Recipe,
     Request,
@@ -318,12 +319,19 @@ class OrderedSearch(RecipeEvaluator):
     def __init__(self, evaluation: Evaluation, workers: FileWorkers) -> None:
         self.full_batch = evaluation.full_batch
         self.min_items = evaluation.min_items
-        self.whole_splits = evaluation.whole_splits
-        self.scores = evaluation.scores
-        self.all_scores = evaluation.all_scores
         self._evaluation = evaluation
         self._workers = workers
         self._order = workers.order
+
+    @property
+    def whole_splits(self) -> bool:
+        return self._evaluation.whole_splits
+
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+        return self._evaluation.scores(recipe, items)
+
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        return self._evaluation.all_scores(soups, items)
 
     @property
     def slots(self) -> int:

@@ -291,12 +291,10 @@ def run_notes(settings: RunSettings, pool: RunPool | None, splits: Splits | None
         notes += splits.notes
         notes += settings.objective.notes(list(dict.fromkeys(item.category for item in items)))
     if pool is not None:
-        base = settings.merge.base_model
-        if base and "shapley" in settings.analyses and not settings.base_candidate(pool.candidates):
-            notes.append(
-                f"shapley: merge.base_model={base} is not a candidate and is not evaluated: values are relative to "
-                "the mean of the models alone; for values relative to the base, add it to pool.candidates"
-            )
+        base = settings.base_candidate(pool.candidates)
+        for name, analysis in settings.analyses.items():
+            remarks = analysis.notes(settings.merge.base_model, base)
+            notes += [f"{name}: {remark}" for remark in remarks]
         notes += settings.evaluator.prompts.pool_notes(pool.folders)
         # The tokenizer of the first candidate is an example.
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))

@@ -47,6 +47,7 @@ from souping.report.progress import EARLY, logged, say
 from souping.report.render import section_html
 from souping.report.sections import headline, kicker, losses
 from souping.report.tables import experts, summary_table
+from souping.runs.analyses import default_analyses
 from souping.runs.checks import not_measured
 from souping.runs.settings import Goals, MinGain, RunSettings, StopAfter
 from souping.search.adaptive import Adaptive
@@ -154,7 +155,7 @@ def run(
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
     objective = objective or Mean()
     if analysis is None:
-        analysis = _analyses()
+        analysis = default_analyses()
     folder = _new_folder(
         expanded(out or OUTPUTS / name / time.strftime("%Y-%m-%d_%H-%M-%S"), "out")
     )
@@ -331,17 +332,3 @@ def _benchmark(items: ItemSource) -> BenchmarkItems:
 
 def _soce(objective: Objective) -> SoCE:
     return SoCE(correlation=pearson, objective=objective)
-
-
-def _analyses() -> dict[str, Analysis]:
-    """{name: analysis} that the command line makes by default."""
-    from souping.analysis.consistency import Consistency
-    from souping.analysis.surface import ResponseSurface
-    from souping.analysis.wins import CategoryWins, ItemWins
-
-    return {
-        "consistency": Consistency(),
-        "category_wins": CategoryWins(),
-        "item_wins": ItemWins(),
-        "surface": ResponseSurface(),
-    }
