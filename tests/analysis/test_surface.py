@@ -18,8 +18,7 @@ from souping.analysis.surface import (
     design_effect,
     fitted_surface,
 )
-from souping.core.unit import BITS_PER_BYTE
-from souping.core.unit import POINTS as PERCENT
+from souping.core.unit import BITS_PER_BYTE, POINTS as PERCENT
 from souping.report.plots import FAINT, INK
 from souping.search.points import uniform, vertices, weight_grid
 from souping.search.surrogate import draws

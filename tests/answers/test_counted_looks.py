@@ -228,7 +228,7 @@ class TestClaims:
         passing = replace(base, repeats=4, aggregate="pass")
         assert evaluator_digest(replace(passing, repeats=8)) != evaluator_digest(passing)
 
-    def test_what_is_shown_survives_a_kill(self, tmp_path: Path) -> None:
+    def test_a_look_that_was_shown_survives_a_kill(self, tmp_path: Path) -> None:
         code = f"""
 import os
 from pathlib import Path
@@ -440,7 +440,7 @@ def test_settings_compared_on_the_search_split_are_free(fresh: Runs) -> None:
     assert fresh.look(next(word for word in best["overrides"] if "weights" in word)) == 1
 
 
-def test_another_objective(runs: Runs) -> None:
+def test_another_objective_on_the_same_items_is_a_second_look(runs: Runs) -> None:
     report = runs.report(
         SOUP, "objective=weighted", "objective.category_weights={red:2,green:1,blue:1}"
     )
@@ -567,7 +567,7 @@ def test_a_crash_counts_once_something_was_shown(
 
 
 @pytest.mark.slow
-def test_another_answer_key(runs: Runs) -> None:
+def test_another_answer_key_to_the_same_prompts_is_a_second_look(runs: Runs) -> None:
     assert (
         runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"}))
         == 2

@@ -303,7 +303,7 @@ class Tool(Own):
         [GIVEN[0], Record(item="b", score=75.0)],
     ],
 )
-def test_what_an_evaluator_returns_is_checked(given: Any) -> None:
+def test_a_wrong_result_of_an_evaluator_names_its_file_and_line(given: Any) -> None:
     with pytest.raises(UserError, match=r"evaluator tests.*Own \(.*test_evaluation.py:\d+\)"):
         records_of(Own(), ITEMS, given)
 

@@ -217,7 +217,7 @@ class Batch:
 EXAMPLES = found()
 
 
-def test_examples_are_found() -> None:
+def test_the_examples_include_those_of_engines_and_trackers() -> None:
     assert len(EXAMPLES) > 100
     assert ("engine.args", "{max_model_len: 4096, gpu_memory_utilization: 0.85}") in EXAMPLES
     assert ("tracker.args", "{tags: [nightly], job_type: search}") in EXAMPLES

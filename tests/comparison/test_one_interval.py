@@ -19,6 +19,7 @@ from souping.statistics import bootstrap_t, comparison, joint
 from souping.statistics.levels import ALPHA, Level, over_looks
 from souping.statistics.score_table import Answers, ItemTable, ScoreTable
 from tests.logs.test_readers import Frame
+from tests.support.logs import Frame
 
 Rows = list[dict[str, Any]]
 

@@ -13,7 +13,7 @@ from souping.statistics.comparison import contrast
 from souping.statistics.score_table import ItemTable, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import Cli
-from tests.logs.test_readers import Frame, write_csv
+from tests.support.logs import Frame, write_csv
 
 ITEMS = 40
 

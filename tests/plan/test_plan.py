@@ -33,8 +33,8 @@ from souping.runs.requirements import Machine, requirements_of, soup_bytes
 from souping.runs.steps import SEARCH, STEPS
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
-from tests.cli.test_experiments import CHOSEN
 from tests.conftest import PAPER, ROOT, Cli, finished_words, pool_of, report_of
+from tests.support.experiments import CHOSEN
 
 GB = 10**9
 EIGHT = ModelSize(
@@ -59,7 +59,7 @@ def run(**changes: Any) -> Any:
         ("org/Mixtral-8x7B", 0),
     ],
 )
-def test_parameters_by_name(name: str, number: float) -> None:
+def test_the_number_of_parameters_is_read_from_a_name(name: str, number: float) -> None:
     assert parameters_in(name) == number
 
 

@@ -247,7 +247,7 @@ def test_whatever_was_edited_can_be_read_in_a_thousand_ways() -> None:
 
 
 @pytest.mark.parametrize("part", ["search", "cost"])
-def test_what_an_optimiser_or_a_later_version_adds_is_kept(part: str) -> None:
+def test_keys_that_an_optimiser_or_a_later_version_adds_are_kept(part: str) -> None:
     report = whole()
     report[part]["more"] = {"of": [1, None, "x"]}
     report["later"] = [{"key": 1}]

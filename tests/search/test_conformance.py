@@ -93,7 +93,9 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
         (lambda: Grid(max_trials=0), "max_trials=.* at least 1"),
     ],
 )
-def test_what_is_refused(refused: Callable[[], object], words: str) -> None:
+def test_a_wrong_size_step_algorithm_or_weight_is_refused(
+    refused: Callable[[], object], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         refused()
 

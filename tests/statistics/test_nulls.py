@@ -36,7 +36,7 @@ nulls = script(ROOT / "benchmarks" / "nulls.py")
 looks = script(ROOT / "benchmarks" / "looks.py")
 
 
-def test_what_is_accepted() -> None:
+def test_limits_of_the_calibration_are_those_of_the_binomial() -> None:
     assert nulls.allowed(10_000) == 300
     assert nulls.allowed(REPETITIONS) == 13
     assert nulls.least_coverage(10_000) == pytest.approx(0.935, abs=0.001)

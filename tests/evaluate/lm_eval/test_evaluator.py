@@ -152,7 +152,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
         ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
     ],
 )
-def test_category_and_group(
+def test_category_and_group_are_set_without_changing_the_item(
     evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str
 ) -> None:
     plain = {i.id: i for i in evaluator.prompts.benchmark.items()}["pick2/3"]
@@ -173,7 +173,7 @@ def test_a_benchmark_chooses_and_names_the_documents(evaluator: HarnessEvaluator
     assert EvaluatorBenchmark().brought_by(evaluator.prompts).label == "lm_eval"
 
 
-def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
+def test_a_setting_that_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
     def prints(**settings: Any) -> dict[str, str]:
         own = HarnessEvaluator(
             tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings
@@ -409,7 +409,7 @@ def test_a_value_that_the_model_cannot_use_is_refused(free: HarnessEvaluator, se
         ),
     ],
 )
-def test_what_cannot_be_generated(
+def test_a_task_that_cannot_be_evaluated_here_is_refused(
     free: HarnessEvaluator, task: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -45,7 +45,7 @@ def server(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_what_changes_answers_changes_the_settings_and_nothing_else_does(server: Any) -> None:
+def test_settings_that_change_answers_are_recorded_and_no_others(server: Any) -> None:
     assert json.loads(json.dumps(server.settings)) == server.settings
     assert replace(server, timeout=3.0, python="/usr/bin/python3").settings == server.settings
     for change in ({"dtype": "float16"}, {"args": {"x": True}}, {"url": "http://127.0.0.1:1"}):
@@ -141,7 +141,7 @@ def slow_body(handler: Handler, _: Any) -> None:
         (body(b'{"error": {"message": "out\\nof memory"}}', 503), "^out of memory$"),
     ],
 )
-def test_what_is_no_response_is_a_line_in_time(
+def test_a_reply_that_is_no_response_is_a_line_in_time(
     hostile: FakeServer, answer: Answer, reason: str
 ) -> None:
     hostile.answer = answer
@@ -195,7 +195,7 @@ def test_redirects_are_not_followed(hostile: FakeServer, sent: Any) -> None:
     assert len(hostile.requests) == 1
 
 
-def test_what_is_no_list_of_models(hostile: FakeServer) -> None:
+def test_a_reply_that_is_no_list_of_models_is_refused(hostile: FakeServer) -> None:
     for text in (b"", b"[]", b'{"data": 5}', b'{"data": {"id": 1}}', b"[" * 100_000):
         hostile.answer = body(text)
         with pytest.raises(ServerError, match="no OpenAI-compatible server"):
