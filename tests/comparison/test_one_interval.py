@@ -18,7 +18,6 @@ from souping.runs.evidence import Pair, by_category
 from souping.statistics import bootstrap_t, comparison, joint
 from souping.statistics.levels import ALPHA, Level, over_looks
 from souping.statistics.score_table import Answers, ItemTable, ScoreTable
-from tests.logs.test_readers import Frame
 from tests.support.logs import Frame
 
 Rows = list[dict[str, Any]]

@@ -12,7 +12,6 @@ from souping.comparison.result import comparison_page
 from souping.core.reading import to_json
 from souping.report.analysis_results import read_content
 from souping.report.run_files import write_report
-from tests.report.test_trajectory_sections import measured
 from tests.support import browser
 from tests.support.browser import Browser
 from tests.support.compare import answers, compared
