@@ -51,7 +51,7 @@ from souping.merge import CandidatePool
 from souping.merge.live import LiveModule
 from souping.merge.loaded_weights import LoadedWeights, sample_weights
 from souping.merge.local import LocalMerge
-from souping.pipeline.serving import SoupServer
+from souping.soups.serving import SoupServer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -29,7 +29,7 @@ from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
-from souping.pipeline.serving import SoupServer
+from souping.soups.serving import SoupServer
 
 BATCHES = (1, 8, 64)
 DTYPES = {"cuda": "bfloat16", "cpu": "float32"}

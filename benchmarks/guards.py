@@ -30,7 +30,7 @@ from souping.analysis.guards import Admission, Guard, guarded_difference, plan_g
 from souping.core.scores import Mean
 from souping.core.types import Item, Recipe
 from souping.core.unit import POINTS
-from souping.pipeline.goals import admitted, best_first
+from souping.runs.goals import admitted, best_first
 from souping.search.adaptive import Adaptive
 from souping.search.loop import find_weights
 

@@ -34,16 +34,16 @@ from souping.core.types import Candidate, Item, ItemScores, Recipe, Request, Sco
 from souping.core.unit import MARGIN, POINTS
 from souping.evaluate.benchmark import make_splits
 from souping.merge.local import LocalMerge
-from souping.pipeline.settings import RunSettings
-from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
-from souping.pipeline.steps import Stage, Steps
-from souping.pipeline.verdict import verdict
+from souping.runs.settings import RunSettings
+from souping.runs.state import Contender, Frozen, Reported, Searched, Selected
+from souping.runs.steps import Stage, Steps
+from souping.runs.verdict import verdict
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, result_of
 from souping.selection import All, SoCE
 from souping.statistics.comparison import Comparison, contrast, same_model
 from souping.statistics.power import measured_power
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 Rows = np.ndarray
 DRAWS = 499

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from souping.pipeline.executors.ray_actors import RayExecutor
+from souping.answers.ray_actors import RayExecutor
 from tests.support.actors import Busy, requests
 
 

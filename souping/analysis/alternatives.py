@@ -13,7 +13,7 @@ from souping.core.protocols import Objective
 from souping.core.types import ItemScores, ScoreMatrix, frozen
 from souping.core.unit import Unit
 from souping.report.content import Router, UpperBound
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 
 @frozen

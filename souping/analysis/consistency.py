@@ -40,7 +40,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableGrid, grid
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import clean, count, in_words, rho, short

@@ -28,13 +28,13 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, four_digits, in_words, short
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.search.surrogate import RISE, SoupModel
-from souping.statistics.scores import group_numbers
+from souping.statistics.score_table import group_numbers
 
 # Key under `analyses`.
 FRONT = "front"

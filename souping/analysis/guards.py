@@ -31,7 +31,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, grid
 from souping.report.content import MaybeFloat, MaybeInt
 from souping.report.format import clean, count, share
@@ -39,7 +39,7 @@ from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, contrast
 from souping.statistics.levels import ALPHA, Level, release
 from souping.statistics.power import DISCORDANCE, POWER, pair_variance
-from souping.statistics.scores import ScoreTable, group_numbers, one_category
+from souping.statistics.score_table import ScoreTable, group_numbers, one_category
 
 GUARDS = "guards"
 # Name of a guard or goal that is the mean length of all answers.

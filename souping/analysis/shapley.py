@@ -27,13 +27,13 @@ from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSou
 from souping.core.fields import Bounds, component
 from souping.core.types import FloatArray, Names, Recipe, frozen
 from souping.core.unit import Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.statistics.intervals import objective_interval
-from souping.statistics.scores import ItemTable, ModelScores
+from souping.statistics.score_table import ItemTable, ModelScores
 
 # Models that are together: a player (one, two or three of them) or a subset of players.
 Members = frozenset[str]
@@ -60,6 +60,14 @@ class Shapley(Analysis):
         if not 2 <= len(game.names) <= self.max_models:
             return ()
         return tuple(map(game.recipe, game.subsets()))
+
+    def notes(self, base_model: str | None, base: str | None) -> list[str]:
+        if not base_model or base:
+            return []
+        return [
+            f"merge.base_model={base_model} is not a candidate and is not evaluated: values are relative to the mean "
+            "of the models alone; for values relative to the base, add it to pool.candidates"
+        ]
 
     def analyse(self, run: RunScores) -> ShapleyResult:
         game = _Game(self, run.soups)

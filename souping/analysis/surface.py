@@ -18,14 +18,14 @@ from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights, frozen
 from souping.core.unit import Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
 from souping.search.points import uniform, vertices, weight_grid, weights_key
 from souping.search.surrogate import RISE, SoupModel, draws
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

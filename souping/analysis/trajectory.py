@@ -26,10 +26,10 @@ from souping.report.content import (
     TrajectoryResult,
     WindowRow,
 )
-from souping.search.trajectory import windows
+from souping.search.windows import windows
 from souping.statistics.comparison import contrast
 from souping.statistics.levels import Level, over_looks
-from souping.statistics.scores import Answers, ItemTable, ScoreTable
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable
 
 SOUP_AVERAGE = "average"
 LAST_CHECKPOINT = "last"

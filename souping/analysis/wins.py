@@ -41,14 +41,14 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.statistics.intervals import rate
 from souping.statistics.levels import Z95
-from souping.statistics.scores import ModelScores, group_numbers, one_category
+from souping.statistics.score_table import ModelScores, group_numbers, one_category
 
 # ------------------------------------------------------------ over ingredients, by category
 

@@ -21,17 +21,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.commands import add_overrides, parser_of
 from souping.cli.config import is_merge, register, resolved
-from souping.cli.help import folder
 from souping.cli.listing import named_folder
 from souping.cli.process import interrupts_raise
-from souping.cli.settings import run_settings, unresolved
+from souping.cli.settings_from_config import run_settings, unresolved
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
+from souping.core.system import conf_folder
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
-from souping.pipeline.settings import STORE, target
-from souping.report.files import read_run_config
 from souping.report.progress import show_warnings
+from souping.report.run_files import read_run_config
+from souping.soups.settings import STORE, target
 
 ANALYSIS_OVERRIDE = re.compile(r"\+{0,2}analysis\b[^=]*=")
 """Overrides that say which analyses, and how."""
@@ -52,8 +52,8 @@ def begin() -> None:
 
 def analyse_run(arguments: Sequence[str], plans: bool) -> None:
     """Add analyses to a finished run; if it only `plans`, print what they would evaluate."""
-    from souping.pipeline.executors.asking import Waiting
-    from souping.pipeline.finished import add_analyses
+    from souping.runs.asking import Waiting
+    from souping.runs.further_analyses import add_analyses
 
     parser = parser_of("analyse")
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -87,8 +87,8 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
     """
     from souping.comparison.looks import stores_of
     from souping.merge.soup_files import RECIPE
-    from souping.pipeline.upload import check_target, files_by_recipe, planned_upload, push
     from souping.report.render import show_sheet
+    from souping.soups.upload import check_target, files_by_recipe, planned_upload, push
 
     parser = parser_of("upload")
     parser.add_argument("folder", metavar="RUN|SOUP", help="folder of a run, or of a soup")
@@ -171,7 +171,7 @@ def _composed(
     if choices:
         places = ",".join(str(Path(place).resolve()) for place in choices)
         words.append(f"hydra.searchpath=[{places}]")
-    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         return unresolved(compose("config", words))
 
 
@@ -179,7 +179,7 @@ def _composed(
 def shipped() -> frozenset[str]:
     """Classes and functions that the choices of this package name: all that a run directory may have built."""
     names = set[str]()
-    for path in folder().rglob("*.yaml"):
+    for path in conf_folder().rglob("*.yaml"):
         names |= set(re.findall(r"_target_:\s*([\w.]+)", path.read_text(encoding="utf-8")))
     return frozenset(names)
 

@@ -35,10 +35,7 @@ from souping.core.fields import Hint, hints_of
 from souping.core.protocols import ScoreSource
 from souping.core.text import first_line, is_user_code, listed, source_of
 from souping.core.types import Json, JsonObject, Names, UserError
-from souping.pipeline.settings import (
-    GROUP_KINDS,
-    ExtraEntry,
-)
+from souping.runs.settings import GROUP_KINDS, ExtraEntry
 
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from souping.core.text import listed
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log
-from souping.report.files import RunConfig, read_report, read_run_config
+from souping.report.run_files import RunConfig, read_report, read_run_config
 from souping.statistics.levels import Level, penalty
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:
-    from souping.pipeline.looks.counted_looks import CountedLooks
-    from souping.pipeline.store import Store
+    from souping.answers.counted_looks import CountedLooks
+    from souping.answers.store import Store
 
 MOST_LOOKS = 1000
 
@@ -89,7 +89,7 @@ def looks_of(
     least_levels = dict.fromkeys(others, Level(least))
     if not runs:
         return ComparisonLooks(levels=least_levels, note=_sentence(Level(least)))
-    from souping.pipeline.looks.counted_looks import CountedLooks
+    from souping.answers.counted_looks import CountedLooks
 
     metrics = {task: common.metrics[task][0] for task in weights}
     claim = _claim_of(logs, runs, common, metrics, item_table(metrics, weights))
@@ -170,7 +170,7 @@ def _claim_of(
     """The claim of a comparison of `logs`, among them the `runs` of souping; `metrics` {task: metric} and `table` are
     those of the average row.
     """
-    from souping.pipeline.looks.claims import pair_digest
+    from souping.answers.claims import pair_digest
 
     identity_of = _identities(runs, common)
     identities = sorted(set(identity_of.values()))
@@ -241,7 +241,7 @@ def _store_of(
     Raises:
         UserError: the store that is named has no answers of a run.
     """
-    from souping.pipeline.store import Store
+    from souping.answers.store import Store
 
     for place in stores_of(runs[0].path, named):
         results = stack.enter_context(Store(place))

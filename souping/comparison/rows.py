@@ -12,7 +12,7 @@ from souping.comparison.result import AmountKind
 from souping.comparison.verdict import AVERAGE
 from souping.core.types import frozen
 from souping.logs.match import Field, Matched, MatchedMetric
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 LENGTH_KINDS: Mapping[Field, AmountKind] = {
     "tokens": "length",

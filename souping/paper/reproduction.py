@@ -17,7 +17,7 @@ from souping.core.unit import Unit
 from souping.paper.findings import Finding, findings
 from souping.paper.published import PAPER_TABLES, leaderboard
 from souping.paper.readings import selections
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableGrid, grid, nonempty, table
 from souping.report.content import Matrix, MaybeFloat
 from souping.report.format import clean, count, in_words

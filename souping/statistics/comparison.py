@@ -21,7 +21,7 @@ from souping.statistics.flips import SIGN_DRAWS, TEST, draws_for, flip_reach
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import ALPHA, FIRST_LOOK, Level
 from souping.statistics.nested import BanerjeeReach, NestedIntervals
-from souping.statistics.scores import ItemTable, Paired, ScoreTable
+from souping.statistics.score_table import ItemTable, Paired, ScoreTable
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
 EVERY = "better, or worse, in every category: the largest of the categories' p-values"

@@ -19,7 +19,7 @@ from souping.core.unit import Unit
 from souping.statistics.bootstrap_t import BOOTSTRAP_DRAWS, NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.levels import Z95
-from souping.statistics.scores import ModelScores
+from souping.statistics.score_table import ModelScores
 
 # Tail on either side of a 95 % interval.
 INTERVAL_TAIL = 0.025

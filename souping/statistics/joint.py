@@ -22,7 +22,7 @@ from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import Level, step_down
 from souping.statistics.nested import NestedIntervals, Reach
-from souping.statistics.scores import ItemTable, Paired, ScoreTable, without_rounding
+from souping.statistics.score_table import ItemTable, Paired, ScoreTable, without_rounding
 
 MAX_T = "max-T of studentised sign flips over groups"
 ColumnPair = tuple[int, int | None]

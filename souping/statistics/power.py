@@ -19,7 +19,7 @@ from souping.core.unit import MARGIN
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, VarianceParts, split_variance
 from souping.statistics.levels import ALPHA
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 POWER = 0.8
 # Degrees of freedom beyond which Student's t is the normal distribution.

@@ -47,7 +47,7 @@ def trial(number: int, point: tuple[float, ...], values: Any, lengths: Any) -> T
         (["a", "bb"], "pareto=bb"), ({"a": 1, "mgsm": 1}, "pareto=mgsm"),
     ],
 )  # fmt: skip
-def test_what_is_refused(pareto: Any, words: str) -> None:
+def test_goals_must_be_two_known_names_with_weights_above_zero(pareto: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolve_goals(pareto, ["a", "b"], {}, POINTS)
 

@@ -73,7 +73,7 @@ def test_names_stand_for_categories_groups_benchmarks_and_lengths(
         (math.inf, "guard=inf"), (math.nan, "guard=nan"),
     ],
 )  # fmt: skip
-def test_what_is_refused(guard: Any, words: str) -> None:
+def test_a_guard_with_a_wrong_name_or_amount_is_refused(guard: Any, words: str) -> None:
     with pytest.raises(UserError) as refused:
         resolve(read_guards(guard), CATEGORIES, GROUPS, UNITS)
     assert words in str(refused.value)

@@ -23,7 +23,7 @@ from souping.core.types import FloatArray, Item, Recipe
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.plots import COLOURS, INK
 from souping.statistics.intervals import objective_interval
-from souping.statistics.scores import ItemTable, ModelScores
+from souping.statistics.score_table import ItemTable, ModelScores
 from tests.support.analyses import NAMES, recipe_of, result_json, run_of
 
 SIX = ("ant", "bee", "cat", "dog", "eel", "fox")

@@ -18,12 +18,11 @@ from souping.analysis.surface import (
     design_effect,
     fitted_surface,
 )
-from souping.core.unit import BITS_PER_BYTE
-from souping.core.unit import POINTS as PERCENT
+from souping.core.unit import BITS_PER_BYTE, POINTS as PERCENT
 from souping.report.plots import FAINT, INK
 from souping.search.points import uniform, vertices, weight_grid
 from souping.search.surrogate import draws
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 from tests.support.analyses import NAMES, run_of
 
 POINTS = np.array([uniform(3), *vertices(3), *weight_grid(3, 0.1)])

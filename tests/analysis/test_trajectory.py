@@ -22,10 +22,10 @@ from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial
 from souping.core.unit import POINTS
 from souping.report.content import LookDifference
-from souping.search.trajectory import windows
+from souping.search.windows import windows
 from souping.statistics.comparison import contrast
 from souping.statistics.levels import Level
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 ITEMS = tuple(
     Item(id=f"{c}{n}", category=c, group=f"{c}{n}", prompt="", answer="")

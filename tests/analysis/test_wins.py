@@ -28,7 +28,7 @@ from souping.analysis.wins import (
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Record, ScoreMatrix, digest
 from souping.core.unit import POINTS
 from souping.statistics.intervals import rate
-from souping.statistics.scores import ModelScores, one_category
+from souping.statistics.score_table import ModelScores, one_category
 from tests.support.analyses import NAMES, recipe_of, result_json, run_of
 
 Z = 1.959963984540054

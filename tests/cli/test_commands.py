@@ -125,7 +125,7 @@ print("|".join(sys.modules))"""
     assert "souping.merge.writer" in loaded
     rooms = {"analysis", "comparison", "evaluate", "logs", "paper", "plan", "selection"}
     assert loaded & {f"souping.{room}" for room in rooms} == set()
-    files = ("report.content", "report.plots", "report.render", "pipeline.run", "pipeline.upload")
+    files = ("report.content", "report.plots", "report.render", "runs.run", "soups.upload")
     assert loaded & {f"souping.{name}" for name in files} == set()
     assert loaded & {"torch", "transformers", "matplotlib", "wandb", "scipy", "rich"} == set()
 

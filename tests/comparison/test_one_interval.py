@@ -14,11 +14,12 @@ from souping.core.protocols import Objective
 from souping.core.scores import Mean, WorstCategory
 from souping.core.types import Item
 from souping.core.unit import POINTS
-from souping.pipeline.evidence import Pair, by_category
+from souping.runs.evidence import Pair, by_category
 from souping.statistics import bootstrap_t, comparison, joint
 from souping.statistics.levels import ALPHA, Level, over_looks
-from souping.statistics.scores import Answers, ItemTable, ScoreTable
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable
 from tests.logs.test_readers import Frame
+from tests.support.logs import Frame
 
 Rows = list[dict[str, Any]]
 

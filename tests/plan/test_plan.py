@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.answers.evaluation import LocalExecutor
 from souping.checkpoints.pool import ModelSize, parameters_in
+from souping.core.cuda import Gpu
 from souping.evaluate.benchmark import Benchmark, first_items, make_splits
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
@@ -24,16 +26,15 @@ from souping.evaluate.lm_eval import HarnessEvaluator, tasks
 from souping.evaluate.lm_eval.tasks import Loaded
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.pipeline import machine
-from souping.pipeline.evaluation import LocalExecutor
-from souping.pipeline.machine import Gpu, Machine, requirements_of, soup_bytes
-from souping.pipeline.steps import SEARCH, STEPS
 from souping.plan.planner import missing_here
 from souping.plan.speed import PlannedStage, Speed
+from souping.runs import requirements
+from souping.runs.requirements import Machine, requirements_of, soup_bytes
+from souping.runs.steps import SEARCH, STEPS
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
-from tests.cli.test_experiments import CHOSEN
 from tests.conftest import PAPER, ROOT, Cli, finished_words, pool_of, report_of
+from tests.support.experiments import CHOSEN
 
 GB = 10**9
 EIGHT = ModelSize(
@@ -58,14 +59,14 @@ def run(**changes: Any) -> Any:
         ("org/Mixtral-8x7B", 0),
     ],
 )
-def test_parameters_by_name(name: str, number: float) -> None:
+def test_the_number_of_parameters_is_read_from_a_name(name: str, number: float) -> None:
     assert parameters_in(name) == number
 
 
 class TestSpace:
     @pytest.fixture(autouse=True)
     def disks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "disk_space", lambda path: (100 * GB, 1))
+        monkeypatch.setattr(requirements, "disk_space", lambda path: (100 * GB, 1))
 
     @staticmethod
     def fits(
@@ -116,7 +117,7 @@ class TestSpace:
         written: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(machine, "scratch_place", lambda size: Path("/tmp"))
+        monkeypatch.setattr(requirements, "scratch_place", lambda size: Path("/tmp"))
         found = requirements_of(
             run(**changes, stop_after="search"),
             [replace(EIGHT, download=0, adapter=adapter)],
@@ -136,7 +137,7 @@ class TestSpace:
 def test_a_full_disk_stops_a_run(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "disk_space", lambda path: (1000, 1))
+    monkeypatch.setattr(requirements, "disk_space", lambda path: (1000, 1))
     souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
     assert not list(tmp_path.glob("outputs/fam/*"))
     souping("plan", *pool_of(family)).refused("the disk for the soup has 1.00 kB")

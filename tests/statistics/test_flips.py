@@ -20,7 +20,7 @@ from souping.statistics.flips import (
     variance_of_sums,
 )
 from souping.statistics.grouped import GroupedScores, design
-from souping.statistics.scores import one_category
+from souping.statistics.score_table import one_category
 
 CATEGORIES = np.repeat([0, 1], [5, 7])
 WEIGHTS = np.array([0.3, 0.7])

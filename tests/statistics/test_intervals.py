@@ -7,8 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import special, stats
 
 from souping.core.types import FloatArray, IntArray
@@ -22,7 +21,7 @@ from souping.statistics.intervals import (
     rate,
     wilson,
 )
-from souping.statistics.scores import ItemTable, ModelScores, one_category
+from souping.statistics.score_table import ItemTable, ModelScores, one_category
 
 
 def interval_of(

@@ -26,7 +26,7 @@ from souping.statistics.power import (
     power_of,
     rounded_up,
 )
-from souping.statistics.scores import ScoreTable, one_category
+from souping.statistics.score_table import ScoreTable, one_category
 from tests.conftest import make_items
 
 ITEMS = make_items(200, ("x",))

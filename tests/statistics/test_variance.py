@@ -34,7 +34,7 @@ from souping.statistics.joint import (
 )
 from souping.statistics.levels import FIRST_LOOK, Level
 from souping.statistics.nested import BanerjeeReach
-from souping.statistics.scores import Answers, ItemTable, ScoreTable, one_category
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable, one_category
 
 ITEMS = ItemTable(
     names=("x", "y"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from souping.answers.store import Store
 from souping.core.types import Candidate, Item, UserError
 from souping.evaluate.engines.vllm import (
     ADAPTER_RANKS,
@@ -23,11 +24,10 @@ from souping.evaluate.engines.vllm import (
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import RunningServer, VllmServer
-from souping.evaluate.servers.process import free_port
+from souping.evaluate.servers.server_process import free_port
 from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
-from souping.pipeline.models import RunPool
-from souping.pipeline.store import Store
+from souping.soups.models import RunPool
 from tests.support.adapters import save_adapter
 from tests.support.family import save_model
 from tests.support.live import completions, local_answers, started

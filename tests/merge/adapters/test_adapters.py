@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from souping.checkpoints.checkpoint import Checkpoint
@@ -147,7 +146,7 @@ def test_fingerprints_are_of_content(base: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_refusal_of_settings(
+def test_an_adapter_with_an_unknown_setting_is_refused(
     base: Path, tmp_path: Path, changes: dict[str, Any], needle: str
 ) -> None:
     folders = two(tmp_path, base)
@@ -167,7 +166,7 @@ def test_refusal_of_settings(
         (f"{PREFIX}model.embed_tokens.weight", (100, 24), "whole weight of model.embed_tokens"),
     ],
 )
-def test_refusal_of_tensors(
+def test_an_adapter_with_an_unknown_tensor_is_refused(
     base: Path, tmp_path: Path, key: str, shape: tuple[int, ...], needle: str
 ) -> None:
     folders = two(tmp_path, base)
