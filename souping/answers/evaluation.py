@@ -28,6 +28,7 @@ from souping.core.types import (
     FloatArray,
     Item,
     ItemScores,
+    Names,
     Outcome,
     Recipe,
     Record,
@@ -139,6 +140,8 @@ class Evaluation(RecipeEvaluator):
         # {number: request} of those with all of their answers that `collect` has not returned yet.
         self.answered: dict[int, Pending] = {}
         self._requests = 0
+        # {fingerprint of a soup: {ids of items: scores}} as they were read, until the soup gets answers.
+        self._stored_scores: dict[str, dict[Names, ItemScores]] = {}
         self.evaluated = 0
         self.reused = 0
         sampling = evaluator.sampling
@@ -268,6 +271,7 @@ class Evaluation(RecipeEvaluator):
     def _give(self, pending: Pending, block: Block, records: Mapping[str, Record]) -> None:
         """Give a block's answers to a request, what the store had and the new `records`, and count them."""
         pending.take(block, {**block.known, **records})
+        self._stored_scores.pop(pending.request.recipe.fingerprint, None)
         reused = len(block.items) - len(block.missing)
         self.evaluated += len(block.missing)
         self.reused += reused
@@ -325,7 +329,14 @@ class Evaluation(RecipeEvaluator):
         return {name: records for name, records in answers.items() if len(records) == repeats}
 
     def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
-        """Scores of the items with stored answers."""
+        """Scores of the items with stored answers, which are looked up once."""
+        known = self._stored_scores.setdefault(recipe.fingerprint, {})
+        names = tuple(item.id for item in items)
+        if names not in known:
+            known[names] = self._scores_in_store(recipe, items)
+        return known[names]
+
+    def _scores_in_store(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         answers = self.stored_answers(recipe, items)
         answered = [item for item in items if item.id in answers]
         if not answered:

@@ -77,14 +77,14 @@ def run_scores(
         metric=searched.selected.selection.metric or "pearson",
         search=search,
         parts=parts,
-        test=_report_scores(evaluation, state),
+        test=state.stored or {},
         answers=evaluation.answers_per_item,
         read=read,
         unit=settings.evaluator.unit,
     )
 
 
-def _report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemScores]:
+def report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemScores]:
     """{recipe id: scores} of the report's models that answered all test items; models with the same content once."""
     if not state.items:
         return {}

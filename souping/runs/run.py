@@ -44,7 +44,7 @@ from souping.report.run_files import (
     write_selection,
 )
 from souping.report.sections import ended
-from souping.runs.analyses import analyse, missing_answers, run_scores
+from souping.runs.analyses import analyse, missing_answers, report_scores, run_scores
 from souping.runs.checks import flat_categories, prepare_run, run_notes
 from souping.runs.evidence import (
     Evidence,
@@ -522,6 +522,8 @@ class Run(Steps):
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         """Evaluate what an analysis needs; the state with its result. An analysis that fails never ends the run."""
         analysis = self.settings.analyses[name]
+        if state.stored is None:
+            state = replace(state, stored=report_scores(self.evaluation, state))
         try:
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))

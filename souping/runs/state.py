@@ -121,8 +121,9 @@ class Reported:
     benchmark under `core.types.OWN_BENCHMARK`.
 
     `contenders` are the rows of the report, `look` counts the reports on these items, and `router` has the answers of
-    the ingredient that is best in each category. `report` and `analyses` are those of the states before with what is
-    added from here on.
+    the ingredient that is best in each category. `stored` are {recipe id: scores} as the store has them,
+    None before the first analysis. `report` and `analyses` are those of the states before with what is added from here
+    on.
     """
 
     frozen: Frozen
@@ -132,6 +133,7 @@ class Reported:
     look: Look = field(default_factory=lambda: Look(1, first=False))
     measured: Mapping[str, Mapping[str, ItemScores]] = field(default_factory=dict)
     router: RoutedAnswers | None = None
+    stored: Mapping[str, ItemScores] | None = None
     analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
 
     @property

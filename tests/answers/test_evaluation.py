@@ -501,6 +501,44 @@ def test_a_block_that_breaks_off_leaves_the_store_to_the_next(tmp_path: Path) ->
         assert len(one.load(HALF.fingerprint, "j")) == len(items)
 
 
+def test_answers_are_read_once_until_somebody_writes(tmp_path: Path) -> None:
+    items = make_items(3)
+    with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
+        counts = []
+        for store, item in zip((one, two, one), items[:3], strict=True):
+            store.add(HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0)])
+            stored = one.load(HALF.fingerprint, "j")
+            assert one.load(HALF.fingerprint, "j") is stored
+            counts.append(len(stored))
+        assert counts == [1, 2, 3]
+
+
+def test_only_so_many_answers_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = make_items(1)[0]
+    monkeypatch.setattr("souping.answers.store.LOADED_BYTES", 1000)
+    with Store(tmp_path / "s") as store:
+        store.add(
+            HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x" * 999)]
+        )
+        stored = store.load(HALF.fingerprint, "j")
+        assert store.load(HALF.fingerprint, "j") is not stored
+
+
+def test_scores_of_stored_answers_are_computed_once_until_the_soup_gets_answers(
+    tmp_path: Path,
+) -> None:
+    items = make_items(10)
+    with Store(tmp_path / "s") as store:
+        parts = evaluation(store, FakeEvaluator({"a": 5}))
+        parts.scores(recipe(1.0, 0.0), items[:3])
+        scores = parts.stored_scores(recipe(1.0, 0.0), items)
+        assert parts.stored_scores(recipe(1.0, 0.0), items) is scores
+        parts.scores(recipe(1.0, 0.0), items)
+        assert parts.stored_scores(recipe(1.0, 0.0), items).items == tuple(items)
+
+
 def foreign(path: Path, *statements: str) -> Path:
     with closing(sqlite3.connect(path)) as db:
         for statement in statements:
