@@ -18,7 +18,7 @@ from souping.analysis.shapley import Shapley, ShapleyResult
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import CategoryWins, ItemWins
 from souping.core.reading import read, to_json
-from souping.core.types import FloatArray, Item, Recipe, Record
+from souping.core.types import FloatArray, Item, Json, Recipe, Record
 from souping.core.unit import POINTS
 from souping.report.analysis_results import drawings, read_content
 from souping.report.render import markdown, page
@@ -73,7 +73,7 @@ def test_analyses_that_cost_nothing_are_made_by_default() -> None:
 
 def test_names_of_categories_are_cut_beyond_24_characters_beside_a_heatmap() -> None:
     names = ["a" * 24, "b" * 13 + "c" * 12]
-    half = {"matrix": [[1.0, 0.5], [0.5, 1.0]], "models": 4, "mean": 0.5}
+    half: Json = {"matrix": [[1.0, 0.5], [0.5, 1.0]], "models": 4, "mean": 0.5}
     result = read(ConsistencyResult, {"categories": names, "before": half, "after": half})
     (drawing,) = result.drawings(POINTS)
     labels = [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()]

@@ -121,13 +121,14 @@ def test_a_wrong_argument_is_named(settings: dict[str, Any]) -> None:
 
 def test_missing_answers_leave_a_verdict_undecided() -> None:
     cand = answers(0.5, 2)
-    for row in cand[:100]:
-        row |= {"score": 0, "stop_reason": "error"}
-    whole = compared(answers(0.5, 1), [row | {"stop_reason": ""} for row in cand])
-    row = compared(answers(0.5, 1), [{"stop_reason": ""} | row for row in cand]).average_row("cand")
-    assert whole.average_row("cand").verdict == "worse"
+    for answer in cand[:100]:
+        answer |= {"score": 0, "stop_reason": "error"}
+    base = answers(0.5, 1)
+    whole = compared(base, [answer | {"stop_reason": ""} for answer in cand]).average_row("cand")
+    row = compared(base, [{"stop_reason": ""} | answer for answer in cand]).average_row("cand")
+    assert whole.verdict == "worse"
     assert (row.verdict, row.reason, row.missing) == ("undecided", "missing answers", 100)
-    assert row.difference == whole.average_row("cand").difference  # counted as the harness counts
+    assert row.difference == whole.difference  # counted as the harness counts
 
 
 def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Path) -> None:
@@ -282,6 +283,9 @@ def test_power_is_said_for_one_more_run_and_for_more_items() -> None:
         base += answers(0.5 + 0.04 * run, 10 + run, run=run)
         cand += answers(0.55 + 0.04 * run, 20 + run, run=run)
     row = compared(base, cand, margin=0.5).average_row("cand")
+    assert row.detectable is not None
+    assert row.detectable_one_more_run is not None
+    assert row.detectable_twice_items is not None
     assert row.detectable_one_more_run < row.detectable_twice_items < row.detectable
     # shifts of runs do not fall with the items
     assert row.items_needed is None
@@ -452,7 +456,8 @@ def test_compare_runs_where_only_four_packages_are_installed(
     log: Callable[..., Path], tmp_path: Path
 ) -> None:
     """`pip install --no-deps`, beside numpy, scipy, pydantic, rich and what those need."""
-    needed = ("numpy", "scipy", "pydantic", "pydantic-core", "annotated-types", "typing-extensions")
+    needed = ["numpy", "scipy", "pydantic", "pydantic-core", "annotated-types"]
+    needed += ["typing-extensions"]
     needed += ("typing-inspection", "rich", "markdown-it-py", "mdurl", "pygments")
     (tmp_path / "site").mkdir()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]

@@ -154,11 +154,15 @@ def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seed
         assert excludes_zero(whole) == (over_looks(whole.p_value, pair.level.looks) < ALPHA)
         shown += excludes_zero(whole)
         for difference in by_category(POINTS, [pair]):
+            assert difference.p_value is not None
+            assert difference.difference is not None
             significant = over_looks(difference.p_value, pair.level.looks) < ALPHA
             assert excludes_zero(difference) == significant
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
             # No difference that is shown is smaller than the smallest that can be.
-            assert not excludes_zero(difference) or difference.least < abs(difference.difference)
+            if excludes_zero(difference):
+                assert difference.least is not None
+                assert difference.least < abs(difference.difference)
             shown += excludes_zero(difference)
     assert shown > len(seeds) / 10
 
@@ -205,6 +209,7 @@ def test_compare_says_of_a_category_what_the_report_says(number: int) -> None:
     for name, row in rows.items():
         said = reported[name]
         numbers = [row.difference, row.low, row.high, row.p_value]
+        assert said.p_value is not None
         p_value = over_looks(said.p_value, pair.level.looks)
         expected = [said.difference, said.low, said.high, p_value]
         assert numbers == pytest.approx(expected, abs=1e-12)

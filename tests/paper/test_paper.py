@@ -29,7 +29,8 @@ BIG, SMALL, MGSM, FLORES = PAPER_TABLES
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
     """What the analysis makes of the published figures."""
-    return result_json(PaperFigures(), run_of())
+    figures: dict[str, Any] = result_json(PaperFigures(), run_of())
+    return figures
 
 
 @pytest.fixture(scope="module")

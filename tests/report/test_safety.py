@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
@@ -189,10 +190,10 @@ def test_any_name_comes_back_out_of_the_command(name: str) -> None:
     command = f"python -m souping {shlex.quote(f'recipe={quoted(name)}')}"
     (override,) = OverridesParser.create().parse_overrides(shlex.split(command)[3:])
     value = override.value()
-    assert (
-        str(value.text if hasattr(value, "text") else value if value is not None else "null")
-        == name
-    )
+    if value is None:
+        assert name == "null"
+    else:
+        assert (value.text if isinstance(value, QuotedString) else str(value)) == name
 
 
 def test_an_interpolation_is_escaped() -> None:

@@ -88,7 +88,11 @@ def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
     assert steps["uniform", 2] == 100
     assert steps["ema", SIZE] == 100 * (SIZE - 1)
     for window in windows:
-        assert window.last.low <= window.last.difference <= window.last.high
+        last = window.last
+        assert last.difference is not None
+        assert last.low is not None
+        assert last.high is not None
+        assert last.low <= last.difference <= last.high
 
 
 def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
@@ -110,6 +114,7 @@ def test_the_run_is_the_unit() -> None:
         deltas = deltas + dice.standard_normal((3, ITEMS))
         claim = checkpoints.over_runs([(scored(gains), last) for gains in deltas])
         assert claim is not None
+        assert claim.p_value is not None
         over += claim.p_value < 0.05
         alone += _items_alone(deltas.mean(axis=0)) < 0.05
     assert over <= 0.05 * draws
@@ -144,8 +149,8 @@ def test_missing_answers_of_the_last_checkpoint_bound_what_an_average_gained() -
     """As counted the average gained 10 points, which are those that the last checkpoint never gave."""
     right = np.arange(ITEMS) < 60
     missing = (np.arange(ITEMS) >= 52) & (np.arange(ITEMS) < 60)
-    average = scored(right * 1.0)
-    last = replace(scored((right & ~missing) * 1.0), unanswered=missing * 1.0)
+    average = scored(right.astype(float))
+    last = replace(scored((right & ~missing).astype(float)), unanswered=missing.astype(float))
     difference = CheckpointScores.of(POINTS, [last], Mean()).versus_last(average)
     assert difference.difference == pytest.approx(0.1)
     assert difference.low is not None

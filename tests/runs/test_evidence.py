@@ -489,7 +489,8 @@ def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
     def scores(asked: Recipe) -> ItemScores:
         limits = dict(zip(("w", "x"), skill[asked.ingredients[0]], strict=True))
         return ItemScores(
-            items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items])
+            items=items,
+            values=np.array([float(int(str(i.answer)) < limits[i.category]) for i in items]),
         )
 
     side = ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items)
@@ -627,7 +628,7 @@ def test_expected_scores_are_percent_as_soon_as_one_is_above_1() -> None:
 def right_below(right: int) -> ItemScores:
     items = make_items(per_category=100)
     return ItemScores(
-        items=tuple(items), values=np.array([float(int(i.answer) < right) for i in items])
+        items=tuple(items), values=np.array([float(int(str(i.answer)) < right) for i in items])
     )
 
 

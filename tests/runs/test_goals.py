@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +13,15 @@ import pytest
 import souping
 from souping.analysis.guards import Admission, Guard
 from souping.core.reading import to_json
+from souping.core.scores import Tree
 from souping.core.types import Item, ItemScores, Recipe, Trial
 from souping.core.unit import POINTS
+from souping.plan.counting import PlannedPool
 from souping.runs.goals import admitted, failed_elsewhere, guard_names
+from souping.runs.steps import Stage
 from souping.search.loop import SearchResult, result_of
-from tests.conftest import Cli, pool_of
+from tests.conftest import Cli, make_items, pool_of
+from tests.support.steps import NamedSteps, named_steps, run_settings
 
 ITEMS = [Item(id=str(n), category="a", group=str(n), prompt="", answer="") for n in range(200)]
 
@@ -26,7 +30,8 @@ def trial(name: str, lost: int) -> Trial:
     """A soup that lost some of 120 right answers of 200."""
     recipe = Recipe(ingredients=(name,), fingerprints=(name,), weights=(1.0,), dtype="F32")
     result = result_of(
-        ItemScores(items=tuple(ITEMS), values=np.arange(200) < 120.0 - lost), souping.Mean()
+        ItemScores(items=tuple(ITEMS), values=(np.arange(200) < 120.0 - lost).astype(float)),
+        souping.Mean(),
     )
     return Trial(number=0, recipe=recipe, weights=(1.0,), result=result)
 
@@ -65,6 +70,7 @@ def test_guards_cost_what_the_best_soup_without_them_would_gain(
         POINTS, winner, order, admission, reference.recipe, souping.Mean(), unguarded
     )
     assert guards.cost == pytest.approx(cost)  # 119 of 200 are right
+    assert guards.sentence is not None
     assert ("5.0 points" in guards.sentence) == (cost > 0)
 
 
@@ -78,15 +84,22 @@ def test_of_guards_on_other_benchmarks_the_first_that_a_soup_fails_is_named() ->
         guards=(Guard(name="own", margin=1e-6), *guards), against="ref", reference=scores
     )
 
-    def measured(name: str) -> dict[str, ItemScores]:
-        lost = trial("soup", 60 if name.startswith("lost") else 1).result.values
-        return {reference.recipe.id: scores, soup.recipe.id: replace(scores, values=lost)}
+    class LosingSteps(NamedSteps):
+        """The soup loses one answer on `kept`, and 60 on `lost` and `lost too`."""
 
-    run = SimpleNamespace(
-        single=lambda name: reference.recipe,
-        guard_stage=lambda guard, models: guard.name,
-        evaluate_stage=measured,
-    )
+        def single(self, name: str) -> Recipe:
+            return reference.recipe
+
+        def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
+            return Stage(name=guard.name, models=tuple(models), items=())
+
+        def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
+            lost = trial("soup", 60 if stage.name.startswith("lost") else 1).result.values
+            assert lost is not None
+            return {reference.recipe.id: scores, soup.recipe.id: replace(scores, values=lost)}
+
+    settings = run_settings()
+    run = LosingSteps(settings, PlannedPool(candidates=settings.pool.resolve()), {}, {})
     assert failed_elsewhere(run, admission, soup.recipe) == ["lost"]
     kept = replace(admission, guards=admission.guards[:2])
     assert failed_elsewhere(run, kept, soup.recipe) == []
@@ -94,12 +107,9 @@ def test_of_guards_on_other_benchmarks_the_first_that_a_soup_fails_is_named() ->
 
 def test_a_guard_may_be_any_name_with_any_candidate() -> None:
     """Three categories, a group of them, an extra benchmark and the length, each with four candidates."""
-    steps = SimpleNamespace(
-        categories=("x", "y", "z"),
-        settings=SimpleNamespace(objective=SimpleNamespace(groups={"xy": ("x", "y")})),
-        extra={"more": None},
-        pool=SimpleNamespace(names=("a", "b", "c", "d")),
-    )
+    settings = run_settings(candidates="abcd", objective=Tree(tree=[{"xy": ["x", "y"]}, "z"]))
+    items = tuple(make_items(per_category=1, categories=("x", "y", "z")))
+    steps = named_steps(settings, splits={"search": items}, extra={"more": items})
     assert guard_names(steps) == 24
 
 

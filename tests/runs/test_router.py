@@ -104,9 +104,9 @@ def told(found: dict[str, Any]) -> list[str]:
 
 
 def on_terminal(found: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(report_table(read_content(found)))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    terminal = io.StringIO()
+    Console(file=terminal, width=120).print(report_table(read_content(found)))
+    return terminal.getvalue()
 
 
 def test_an_item_is_answered_by_the_ingredient_of_its_category_with_how_its_answer_ended() -> None:

@@ -25,14 +25,26 @@ NEARLY = {name: (difference, p / 10) for name, (difference, p) in FAR.items()}
 Figures = dict[str, tuple[float, float]]
 
 
+def against(name: str, difference: float, p_value: float, soup: str = "soup") -> Comparison:
+    """The soup against a candidate on 600 items in 300 groups."""
+    return Comparison(
+        a=soup,
+        b=name,
+        difference=difference,
+        low=difference - 0.02,
+        high=difference + 0.02,
+        p_value=p_value,
+        n=600,
+        groups=300,
+        discordant=0.1,
+        test="",
+    )
+
+
 def say(figures: Figures, **change: Any) -> Verdict:
     """The verdict on {candidate: (difference, p)}; two ingredients unless changed."""
-    counts = {"n": 600, "groups": 300, "discordant": 0.1}
     comparisons = [
-        Comparison(
-            a="soup", b=b, difference=d, low=d - 0.02, high=d + 0.02, p_value=p, test="", **counts
-        )
-        for b, (d, p) in figures.items()
+        against(name, difference, p_value) for name, (difference, p_value) in figures.items()
     ]
     setting = {
         "candidates": CANDIDATES,
@@ -141,17 +153,8 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
 
 
 def test_comparisons_of_another_soup_make_no_claim() -> None:
-    counts = {"n": 600, "groups": 300, "discordant": 0.1, "test": ""}
-
-    def comparisons(soup: str, difference: float) -> list[Comparison]:
-        ends = {"low": difference - 0.02, "high": difference + 0.02}
-        return [
-            Comparison(a=soup, b=name, difference=difference, p_value=0.001, **ends, **counts)
-            for name in CANDIDATES
-        ]
-
-    worse = comparisons("soup", -0.04)
-    better = comparisons("uniform", 0.04)
+    worse = [against(name, -0.04, 0.001) for name in CANDIDATES]
+    better = [against(name, 0.04, 0.001, soup="uniform") for name in CANDIDATES]
     claims = set()
     for order in ([*worse, *better], [*better, *worse]):
         shown = verdict(

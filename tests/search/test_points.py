@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from math import comb
 
 import nevergrad
@@ -209,10 +210,10 @@ def test_a_budget_covers_one_soup() -> None:
 
 def test_costs_add_up() -> None:
     items = tuple(make_items(5))
-    settings = {"items": items, "values": np.ones(10)}
+    scores = ItemScores(items=items, values=np.ones(10))
     cost = SearchCost()
-    cost.add(ItemScores(**settings, reused=4, prefilled=7, generated=11, seconds=1.5))
-    cost.add(ItemScores(**settings, reused=10, prefilled=1, generated=2, seconds=0.25))
+    cost.add(replace(scores, reused=4, prefilled=7, generated=11, seconds=1.5))
+    cost.add(replace(scores, reused=10, prefilled=1, generated=2, seconds=0.25))
     assert (cost.items, cost.evaluated, cost.seconds) == (20, 6, 1.75)
     assert (cost.prefilled_tokens, cost.generated_tokens) == (8, 13)
 

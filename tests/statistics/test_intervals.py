@@ -48,12 +48,8 @@ def test_rate_of_single_items_is_wilson(right: int, wrong: int) -> None:
     interval = category_rate(np.array([1.0] * right + [0.0] * wrong), np.arange(n))
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert (interval.mean, interval.n, interval.groups, interval.effective_n) == (
-        pytest.approx(right / n),
-        n,
-        n,
-        n,
-    )
+    assert interval.mean == pytest.approx(right / n)
+    assert (interval.n, interval.groups, interval.effective_n) == (n, n, n)
     assert interval.high > interval.low
 
 
@@ -69,11 +65,8 @@ def test_copies_of_items_count_once() -> None:
 def test_all_right_counts_groups() -> None:
     interval = category_rate(np.ones(100), np.arange(100) // 5)
     expected = stats.binomtest(20, 20).proportion_ci(method="wilson")
-    assert (interval.low, interval.high, interval.effective_n) == (
-        pytest.approx(expected.low),
-        1.0,
-        20,
-    )
+    assert interval.low == pytest.approx(expected.low)
+    assert (interval.high, interval.effective_n) == (1.0, 20)
 
 
 def test_graded_rate_is_students_t() -> None:
@@ -121,7 +114,8 @@ def test_categories_of_two_items_have_nearly_the_normal_limits() -> None:
 
 def test_all_right_everywhere_has_jeffreys_limit() -> None:
     interval = interval_of(np.ones(50), np.zeros(50, dtype=int), np.arange(50), np.ones(1))
-    assert (interval.low, interval.high) == (pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5)), 1.0)
+    assert interval.low == pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5))
+    assert interval.high == 1.0
 
 
 def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
