@@ -738,3 +738,36 @@ def test_unknown_names_are_refused_before_work(echo: Path, souping: Cli, tmp_pat
     ):
         souping(*arguments(echo), setting).refused(*needles)
         assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_a_warning_names_the_worst_model_and_its_most_frequent_reason() -> None:
+    """2 % of the answers of a, 30 % and 4 % of b's, and 1 % of c's, which is below the level."""
+    lost = {
+        "a": scores(level(0.5), **ends(0.02)),
+        "b": scores(level(0.5), **ends(0.3, 0.04, late=3, long=1200)),
+        "c": scores(level(0.5), **ends(0.01)),
+    }
+    (line,) = evidence.lost_answers(lost, "search", "evaluator.max_new_tokens")
+    assert line.startswith("search: answers of 2 of 3 models")
+    assert "b 30.0 % truncated, 4.0 % missing (long: 1,200): " in line
+    assert "(evaluator.max_new_tokens)" in line
+    assert " and " in line.partition("1,200")[2]
+    (other,) = evidence.lost_answers({"a": lost["a"]}, "search")
+    assert "a 2.0 % truncated: " in other
+    assert "()" not in other
+    assert evidence.lost_answers({"c": lost["c"]}, "search") == []
+    (gone,) = evidence.lost_answers({"m": scores(level(0.5), **ends(0.0, 0.5))}, "search")
+    assert "m 50.0 % missing: " in gone
+    assert "truncated," not in gone
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.2, False), (0.21, True)])
+def test_nothing_is_claimed_above_a_fifth_of_lost_answers(share: float, told: bool) -> None:
+    table = ItemTable.of(ITEMS, Mean())
+    worst = evidence.outcomes(scores(level(0.5), **ends(share / 2, share / 2)), table)
+    fine = evidence.outcomes(scores(level(0.5)), table)
+    sentence = evidence.unmeasured({"fine": fine, "worst": worst}, "evaluator.max_new_tokens")
+    assert bool(sentence) == told
+    if told:
+        assert sentence.startswith("worst 10.5 % truncated, 10.5 % missing; ")
+        assert "20 %" in sentence

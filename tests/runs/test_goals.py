@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ import pytest
 import souping
 from souping.analysis.guards import Admission, Guard
 from souping.core.reading import to_json
+from souping.core.types import Item, ItemScores, Recipe, Trial, UserError
+from souping.core.unit import POINTS
+from souping.runs.goals import admitted, best_first, check_tokens, failed_elsewhere, guard_names
 from souping.core.scores import Tree
 from souping.core.types import Item, ItemScores, Recipe, Trial
 from souping.core.unit import POINTS
@@ -156,3 +161,45 @@ def test_a_run_writes_the_point_that_the_weights_of_its_goals_choose(
     page = (done.out / "report.html").read_text()
     assert "Front of red and tokens" in page
     assert "worst category of" in page
+
+
+@pytest.mark.parametrize(
+    ("guard", "pareto", "benchmark", "soups", "lengths", "refused"),
+    [
+        ({"tokens": 10.0}, (), "", False, 0, True), ({}, ("a", "tokens"), "", False, 0, True),
+        ({"a": 3.0}, ("a", "b"), "", False, 0, False), ({"tokens": 10.0}, (), "", False, 3, False),
+        ({"tokens": 10.0}, (), "mgsm", False, 0, False), ({"tokens": 10.0}, (), "", True, 0, False),
+    ],
+)  # fmt: skip
+def test_lengths_guard_only_answers_that_have_one(
+    guard: dict[str, float],
+    pareto: tuple[str, ...],
+    benchmark: str,
+    soups: bool,
+    lengths: int,
+    refused: bool,
+) -> None:
+    """One of two models counts tokens; a stage with soups comes after the candidates were checked."""
+    names = ("a", "b") if soups else ("a",)
+    recipe = Recipe(ingredients=names, fingerprints=names, weights=(1.0,) * len(names), dtype="F32")
+    settings: Any = SimpleNamespace(guard=guard, pareto=pareto)
+    stage: Any = SimpleNamespace(benchmark=benchmark, models=[recipe])
+    none = ItemScores(items=tuple(ITEMS), values=np.zeros(200), lengths=np.zeros(200))
+    some = replace(none, lengths=np.full(200, lengths))
+    if refused:
+        with pytest.raises(UserError, match="tokens"):
+            check_tokens(settings, stage, [none, some])
+    else:
+        check_tokens(settings, stage, [none, some])
+
+
+def test_soups_are_ordered_by_their_objective_after_the_winner() -> None:
+    trials = [trial("c", 40), trial("a", 10), trial("b", 20)]
+    twice = replace(trial("c", 5), number=3)
+    partial = replace(trial("d", 0), whole=False)
+    winner = SearchResult(
+        recipe=trials[2].recipe, result=trials[2].result, trials=(*trials, twice, partial)
+    )
+    order = best_first(winner)
+    assert [found.recipe.ingredients for found in order] == [("b",), ("c",), ("a",)]
+    assert order[1].number == 3
