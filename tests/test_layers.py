@@ -35,7 +35,10 @@ LAYERS = (
     ("core",),
     ("statistics",),
     ("checkpoints",),
-    ("selection", "search", "analysis", "merge", "evaluate", "logs", "report", "trackers"),
+    (
+        *("selection", "search", "analysis", "merge", "evaluate", "logs", "report", "trackers"),
+        "trajectory",
+    ),
     ("answers",),
     ("soups",),
     ("runs", "demo", "paper"),

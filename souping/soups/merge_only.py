@@ -108,11 +108,7 @@ def merge(settings: MergeSettings) -> Path | None:
             stream=True,
         )
         stack.enter_context(closing(pool))
-        notes = []
-        if settings.pool.trajectory is not None:
-            notes += settings.pool.trajectory.sentences
-            notes += settings.pool.trajectory.notes
-        notes += pool.warnings
+        notes = [*settings.pool.sentences, *settings.pool.notes, *pool.warnings]
         weights = _only_weights(settings, pool.names)
         similarity = pool.similarity_of(weights)
         notes += similarity.warnings if similarity else []
