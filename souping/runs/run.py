@@ -54,7 +54,7 @@ from souping.runs.evidence import (
     dry_verdict,
     gather_evidence,
     lost_answers,
-    tested_soup,
+    measured_soup,
 )
 from souping.runs.expected import check_expected, expected_sentence
 from souping.runs.goals import check_tokens, declared, with_goals
@@ -436,7 +436,7 @@ class Run(Steps):
         )
         # All their fields are fields of `Report` too.
         report = replace(state.report, **vars(evidence), **vars(others))
-        of_pool = self.settings.pool.report(tested_soup(self, state))
+        of_pool = self.settings.pool.report(measured_soup(self, state))
         if of_pool:
             report = read(Report, {**report.to_json(), **of_pool})
         return replace(state, report=report)
