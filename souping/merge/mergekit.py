@@ -24,7 +24,8 @@ from souping.core.types import Folders, Json, JsonObject, Missing, Recipe, UserE
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import CandidatePool, Extra, LoadableModel, Nonfinite, OptionalProgress, SoupPlan
 from souping.merge.alignment import Alignment, lone_recipe
-from souping.merge.local import ModelMerge
+from souping.merge.backend import MergeBackend
+from souping.merge.local import open_pool
 from souping.merge.mergekit_yaml import document_of, dump
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.soup_files import RECIPE, generation_config, soup_files, write_soup_files
@@ -65,7 +66,7 @@ class MergekitPlan(SoupPlan):
 
 
 @component
-class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
+class MergekitMerge(MergeBackend):
     """Soups that mergekit makes in a separate process.
 
     `method` is any of mergekit's `merge_method`s, `parameters` its global parameters (such as density, t, lambda);
@@ -95,10 +96,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             raise UserError(
                 f"merge.method={self.method} needs the base model: set merge.base_model=FOLDER"
             )
-        return super().open(folders, cache, like)
+        return open_pool(self, folders, cache, like)
 
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
-        """As `ModelMerge.settings_of`: mergekit's parameters, the seed of methods that draw, and the base model."""
+        """As `MergeBackend.settings_of`: mergekit's parameters, the seed of methods that draw, and the base model."""
         settings: dict[str, Json] = {"by": self.by, "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
@@ -122,6 +123,16 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
                 )
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
+
+    def write_soup(
+        self,
+        recipe: Recipe,
+        models: Alignment,
+        out: Path,
+        progress: OptionalProgress = None,
+        extra_files: Extra = None,
+    ) -> Path:
+        return self.write(self.plan(recipe, models), out, progress, extra_files)
 
     def write(
         self,

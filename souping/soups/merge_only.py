@@ -35,7 +35,8 @@ from souping.core.types import (
     refuse_start,
 )
 from souping.core.weight_similarity import PoolSimilarity
-from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
+from souping.merge import Adapters, CandidatePool, Format, Nonfinite, Vocab
+from souping.merge.backend import MergeBackend
 from souping.merge.kernels import METHODS
 from souping.merge.local import method_digest
 from souping.merge.makers import MAKERS, maker

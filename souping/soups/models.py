@@ -37,7 +37,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.weight_similarity import PoolSimilarity
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 from souping.merge.digests import StandIns
 from souping.report.progress import Throughput, say
 from souping.soups.serving import SoupServer

@@ -253,7 +253,7 @@ from souping.analysis import Analysis
 from souping.checkpoints.pool import CandidateSource
 from souping.core.protocols import Evaluator, Objective, Selector, Optimiser, Tracker
 from souping.core.types import Correlations, Selection
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 
 @dataclass(frozen=True, kw_only=True)
 class Picks(Selector):
