@@ -387,7 +387,7 @@ def test_a_wrong_result_of_a_users_component_names_its_file_and_line(
         ("evaluator", ["evaluate"]),
         ("selector", ["select"]),
         ("optimiser", ["count", "describe"]),
-        ("merge", ["with_settings"]),
+        ("merge", ["live", "plan", "settings_of", "write_soup"]),
         ("tracker", ["log"]),
         ("objective", ["coefficients"]),
         ("analysis.mine", ["analyse"]),
