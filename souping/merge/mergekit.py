@@ -132,29 +132,21 @@ class MergekitMerge(MergeBackend):
         progress: OptionalProgress = None,
         extra_files: Extra = None,
     ) -> Path:
-        return self.write(self.plan(recipe, models), out, progress, extra_files)
-
-    def write(
-        self,
-        plan: MergekitPlan | MergePlan,
-        out: Path,
-        progress: OptionalProgress = None,
-        extra_files: Extra = None,
-    ) -> Path:
         """Run mergekit into a staging folder, check the result's headers, and let it appear at `out`.
 
         Raises:
             UserError: mergekit is not installed, fails, or writes a checkpoint that cannot be trusted.
         """
+        plan = self.plan(recipe, models)
         if isinstance(plan, MergePlan):
             return write_checkpoint(plan, out, soup_files(plan, extra_files), progress=progress)
         check_ingredients(plan.ingredients)
         with staged(out) as stage:
             self._run(plan, stage)
             Checkpoint.open(stage)
-            recipe = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
+            text = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
             _carry(plan, stage)
-            write_soup_files(stage, {RECIPE: recipe, **(extra_files or {})})
+            write_soup_files(stage, {RECIPE: text, **(extra_files or {})})
             check_ingredients(plan.ingredients)
         return Path(out)
 
@@ -236,11 +228,11 @@ class MergekitLive(LoadableModel):
         self._module = module
 
     def load_soup(self, recipe: Recipe) -> None:
-        """Write the soup, then load that one checkpoint. Raises UserError as `MergekitMerge.write`."""
+        """Write the soup, then load that one checkpoint. Raises UserError as `MergekitMerge.write_soup`."""
         from souping.merge.live import LiveModule
 
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
-            out = self._merge.write(self._merge.plan(recipe, self._models), Path(folder) / "soup")
+            out = self._merge.write_soup(recipe, self._models, Path(folder) / "soup")
             soup = Checkpoint.open(out)
             models = Alignment({"soup": soup})
             live = LiveModule(models, self._module, nonfinite=self._merge.nonfinite)
