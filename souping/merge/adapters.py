@@ -29,12 +29,12 @@ from souping.merge import (
     CandidatePool,
     Extra,
     LoadableModel,
-    MergeBackend,
     OptionalProgress,
     SoupPlan,
     factors,
 )
 from souping.merge.alignment import Alignment, lone_recipe
+from souping.merge.backend import MergeBackend
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, tokenizer_source

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.trajectory import CheckpointScores, describe
-from souping.checkpoints.pool import Trajectory
+from souping.checkpoints.pool import MeasuredSoup, PoolRow
 from souping.core.protocols import Evaluator, Objective
+from souping.core.reading import to_json
 from souping.core.scores import Mean
-from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Recipe
+from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Json, Recipe
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import (
     AnswerEnds,
@@ -25,7 +25,6 @@ from souping.report.content import (
     ObjectiveVariance,
     RowDifference,
     ScoreInterval,
-    TrajectoryResult,
     VerdictSummary,
 )
 from souping.runs.state import SINGLE_KINDS, Contender, ExtraBenchmark, Reported
@@ -440,43 +439,35 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVaria
     )
 
 
-def trajectory_evidence(
-    steps: Steps,
-    trajectory: Trajectory,
-    state: Reported,
-) -> TrajectoryResult:
-    """The chosen average of a training run and its checkpoints, on the search and test splits."""
+def measured_soup(steps: Steps, state: Reported) -> MeasuredSoup:
+    """What the pool's own part of the report is made of."""
     objective = steps.settings.objective
     unit = steps.settings.evaluator.unit
-    names = steps.pool.names
-    looks = state.look.number
+    look = state.look.number
     # {recipe id: scores on the test split}
     measured = state.measured[OWN_BENCHMARK]
     winner = state.searched.winner
-    soup = winner.recipe
-    on_search = [state.frozen.singles[name] for name in names]
-    search = CheckpointScores.of(unit, on_search, objective)
-    on_test = [measured[steps.single(name).id] for name in names]
-    test = CheckpointScores.of(unit, on_test, objective)
+    scores = measured[winner.recipe.id]
 
-    # Scores of (average, last checkpoint) of each further training run.
-    replicates = []
-    for pair in steps.replicates(soup):
-        replicates.append([measured[recipe.id] for recipe in pair])
+    def test(weights: Mapping[str, float]) -> ItemScores:
+        return measured[steps.pool.recipe(weights).id]
 
-    average = Contender(name="average", kind="soup", recipe=soup)
-    last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
-    versus_last = Pair.of(average, last, measured, test.table, looks)
-    return describe(
-        trajectory,
-        steps.weights_of(soup),
-        search,
-        winner.trials,
-        test,
-        measured[soup.id],
-        replicates,
-        looks,
-        categories=by_category(unit, [versus_last]),
+    def versus(name: str, row: PoolRow) -> Json:
+        soup = Contender(name=name, kind="soup", recipe=winner.recipe)
+        other = Contender(name=row.name, kind=row.kind, recipe=steps.pool.recipe(row.weights))
+        pair = Pair.of(soup, other, measured, ItemTable.of(scores.items, objective), look)
+        return to_json(by_category(unit, [pair]))
+
+    return MeasuredSoup(
+        unit=unit,
+        objective=objective,
+        weights=steps.weights_of(winner.recipe),
+        trials=winner.trials,
+        search=state.frozen.singles,
+        soup=scores,
+        test=test,
+        by_category=versus,
+        look=look,
     )
 
 

@@ -23,7 +23,7 @@ from souping.core.unit import POINTS
 from souping.report.analysis_results import drawings, read_content
 from souping.report.render import markdown, page
 from souping.report.run_files import as_json
-from souping.runs.analyses import analysis_results
+from souping.runs.analyses import analysis_results, default_analyses
 from tests.conftest import ROOT
 from tests.support.analyses import NAMES, recipe_of, result_json, run_of, skills, voting
 from tests.support.choices import differing, each
@@ -66,6 +66,7 @@ def test_analyses_that_cost_nothing_are_made_by_default() -> None:
         if "- analysis:" in text
     ]
     assert set(line.split("[")[1].rstrip("]").split(", ")) == FREE
+    assert default_analyses().keys() == FREE
     soups = run_of().soups
     costly = {name for name, rows in ROWS.items() for row in rows if row.asks(soups)}
     assert ROWS.keys() - costly == FREE

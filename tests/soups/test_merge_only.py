@@ -25,8 +25,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from souping.core.types import Recipe, UserError
-from souping.merge import MergeBackend
 from souping.merge.accelerate import AccelerateMerge
+from souping.merge.backend import MergeBackend
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
