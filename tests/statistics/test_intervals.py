@@ -252,10 +252,11 @@ def test_graded_scores_have_students_limits_over_groups(tail: float) -> None:
     margin = stats.t.isf(tail, 5) * error
     limits = category_limits(scores, tail)
     assert limits == pytest.approx((max(0.0, mean - margin), min(1.0, mean + margin)))
-    found = rate(scores)
-    assert (found.mean, found.n, found.groups) == (pytest.approx(mean), 14, 6)
+    interval = rate(scores)
+    assert interval.mean == pytest.approx(mean)
+    assert (interval.n, interval.groups) == (14, 6)
     independent = scores.values.var(ddof=1) / 14
-    assert found.effective_n == pytest.approx(14 * min(1.0, independent / error**2))
+    assert interval.effective_n == pytest.approx(14 * min(1.0, independent / error**2))
 
 
 def test_right_or_wrong_groups_have_wilsons_limits_of_the_effective_items() -> None:
