@@ -262,6 +262,28 @@ def test_runs_of_a_model_are_the_noise_floor_beside_its_difference() -> None:
     assert compared(answers(0.5, 1), answers(0.5, 2)).runs == ()
 
 
+def test_what_limits_a_comparison_is_said() -> None:
+    """One run each, a model with one run beside one with two, and two of each; items with and without groups."""
+    one = answers(0.5, 1)
+    two = answers(0.55, 2, run="a") + answers(0.56, 3, run="b")
+
+    def said(*logs: Rows, **settings: Any) -> str:
+        return "\n".join(compared(*logs, **settings).warnings)
+
+    assert "One run per model" in said(one, answers(0.55, 2))
+    beside = said(one, two)
+    assert "base: one run" in beside
+    assert "One run per model" not in beside
+    again = said(two, answers(0.6, 5, run="a") + answers(0.6, 6, run="b"))
+    assert "one run" not in again.lower()
+    assert "counts as independent" in said(one, two)
+    grouped = [[row | {"group": str(n // 2)} for n, row in enumerate(log)] for log in (one, two)]
+    assert "independent" not in said(*grouped)
+    assert "20 independent items are few" not in said(answers(0.5, 1, 50), answers(0.6, 2, 50))
+    few = said(answers(0.5, 1, 12), answers(0.6, 2, 12))
+    assert "12 independent items are few" in few
+
+
 def test_another_seed_is_only_spoken_of_where_models_differ(tmp_path: Path) -> None:
     def note(*paths: Path) -> str:
         logs = {f"m{n}": path for n, path in enumerate(paths)}

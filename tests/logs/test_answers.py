@@ -501,6 +501,20 @@ def test_a_group_of_lm_eval_is_weighted_as_its_figure_says(
     assert found.requested == ("g",)
 
 
+def test_two_tasks_are_not_split_by_a_field(tmp_path: Path) -> None:
+    folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(0, [["x"]])], **{"acc,none": 1.0})
+    (alone,) = read_logs(folder, category="topic")
+    assert list(alone.tasks) == ["sums"]
+    path = folder / "results_2024-01-01.json"
+    table = json.loads(path.read_text())
+    for key in ("configs", "results"):
+        table[key]["u"] = table[key]["t"]
+    path.write_text(json.dumps(table))
+    (folder / "samples_u_2024-01-01.jsonl").write_text(json.dumps(lm_eval_sample(0, [["x"]])))
+    with pytest.raises(UserError, match="splits one task"):
+        read_logs(folder, category="topic")
+
+
 @pytest.mark.parametrize("size", [-1, "many", math.inf, 1e300])
 def test_a_size_that_is_no_number_of_samples_is_refused(tmp_path: Path, size: Any) -> None:
     folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(0, [["x"]])], **{"acc,none": 1.0})
