@@ -15,7 +15,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.layouts import rules_of
 from souping.core.protocols import Component
 from souping.core.text import parse_size
-from souping.core.types import Folders, JsonObject, Recipe, Weights
+from souping.core.types import Folders, JsonObject, Recipe, UserError, Weights
 from souping.merge import (
     Adapters,
     CandidatePool,
@@ -164,6 +164,28 @@ class MergeBackend(Component, ABC):
         self, folders: Folders, cache: Cache = None, like: Like | None = None
     ) -> CandidatePool:
         """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""
+
+
+def check_adapter_settings(merge: MergeBackend) -> None:
+    """Refuse settings that have no meaning for adapters.
+
+    Raises:
+        UserError: the first of them, by name.
+    """
+    if merge.adapters is None:
+        raise UserError("this merge backend does not soup adapters: use merge=local")
+    if merge.method != "linear":
+        raise UserError(
+            f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear"
+        )
+    if merge.rank is not None and merge.adapters == "merge":
+        raise UserError(
+            "merge.rank is for a soup that stays an adapter: leave it out, or set merge.adapters=keep"
+        )
+    if merge.tensor_weights:
+        raise UserError(
+            "merge.tensor_weights is for full models: a soup of adapters has one weight an adapter"
+        )
 
 
 def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
