@@ -239,7 +239,7 @@ def test_items_for_a_margin_solve_the_quadratic(step: float, margin: float) -> N
         one_category(np.arange(400)), {name: rng.random(400) for name in "ab"}
     )
     comparison = replace(contrast(table, "a", "b"), step=step)
-    half = (comparison.high - comparison.low) / 2
+    half = max(comparison.high - comparison.difference, comparison.difference - comparison.low)
     z = stats.norm.ppf(0.975)
     width = half * (z + stats.norm.ppf(0.8)) / z
     assert detectable(comparison) == pytest.approx(width + step)
