@@ -21,7 +21,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from souping.core.text import install
 from souping.core.types import Recipe, UserError
-from souping.merge import CandidatePool
 from souping.merge import CandidatePool, MergeBackend, Vocab
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.adapters import AdapterPool
