@@ -45,7 +45,7 @@ from souping.report.content import (
 )
 from souping.report.format import clean
 from souping.report.plots import Drawing, category_gains, forest, heatmap, landscape
-from souping.report.render import markdown, page
+from souping.report.report_page import markdown, page
 from souping.report.tables import ingredients
 
 FORMULA = ("=", "+", "-", "@")

@@ -14,7 +14,7 @@ from souping.core.scores import Mean
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.checkpoint_sections import of_checkpoints
 from souping.report.content import Report
-from souping.report.render import markdown, page
+from souping.report.report_page import markdown, page
 from souping.report.run_files import draw
 from souping.report.sections import headline
 from souping.search.windows import windows

@@ -19,7 +19,7 @@ from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.report.analysis_results import read_content
-from souping.report.render import markdown, report_table
+from souping.report.report_page import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.runs import evidence
 from souping.runs.expected import FALSE_ALARM, check_expected

@@ -23,7 +23,7 @@ from souping.core.unit import POINTS
 from souping.report.analysis_results import read_content
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
-from souping.report.render import markdown, report_table
+from souping.report.report_page import markdown, report_table
 from souping.report.sections import losses, report_findings, summary
 from souping.report.tables import compared, shown_models, summary_table
 from souping.runs.evidence import gather_evidence
