@@ -24,6 +24,7 @@ from benchmarks.soup_families.inference import (
     within,
 )
 from benchmarks.soup_families.matrices import Matrix, save
+from benchmarks.soup_families.merging import Subset
 from benchmarks.soup_families.predicting import predictors, same_items
 from benchmarks.soup_families.view import PLACES, View, failure
 from tests.support.soup_families import matrix
@@ -179,7 +180,7 @@ def test_low_correlation_is_the_rule_of_the_product() -> None:
 def test_mixtures_of_one_ingredient_are_that_ingredient(family: View) -> None:
     found = consistency(family)
     assert 0 < found["|rho| of tunes"] < 1
-    single = (family.matrix.facts.experts[0],)
+    single: Subset = (family.matrix.facts.experts[0],)
     points = {single: np.ones((1, 1))}
     facts = dataclasses.replace(family.matrix.facts, experts=single)
     one = Matrix(facts=facts, points=points, answers=family.matrix.answers)
