@@ -11,7 +11,7 @@ from scipy import stats
 
 from benchmarks.soup_families import estimates, view
 from benchmarks.soup_families.__main__ import main
-from benchmarks.soup_families.choices import means
+from benchmarks.soup_families.choices import best, experts, means
 from benchmarks.soup_families.correlating import consistency, low_share, permuted_share
 from benchmarks.soup_families.design import factorial
 from benchmarks.soup_families.estimates import greedy, percentile, router
@@ -23,7 +23,7 @@ from benchmarks.soup_families.inference import (
     sample,
     within,
 )
-from benchmarks.soup_families.matrices import Matrix, save
+from benchmarks.soup_families.matrices import Matrix, load, path_of, save
 from benchmarks.soup_families.merging import Subset
 from benchmarks.soup_families.predicting import predictors, same_items
 from benchmarks.soup_families.view import PLACES, View, failure
@@ -220,3 +220,26 @@ def test_a_folder_without_families_is_named(
         main(["report", "--folder", str(tmp_path)])
     assert refusal.value.code == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+# ------------------------------------------------------------ figures of the families that are committed
+
+
+@pytest.fixture(scope="module")
+def first() -> View:
+    return View(matrix=load(path_of("exploratory-00")))
+
+
+def test_committed_figures_are_computed_from_their_matrix(first: View) -> None:
+    assert round(estimates.selected(first)["experts - top"], 2) == -0.29
+    found = same_items(first)
+    assert round(found["reported gain"] - found["true gain"], 2) == 1.67
+    routed = [router(first, first.selecting | draw) for draw in first.searches()]
+    assert round(float(np.mean(routed)), 2) == 68.97
+
+
+def test_ingredients_are_selected_on_the_items_for_selection(first: View) -> None:
+    facts = first.matrix.facts
+    scores = means(first.tunes[:, first.selecting], first.category[first.selecting])
+    assert experts(scores) == facts.experts
+    assert best(scores, len(facts.experts)) == facts.best
