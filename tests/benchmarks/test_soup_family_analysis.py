@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.soup_families import estimates, view
+from benchmarks.soup_families import estimates, report, view
 from benchmarks.soup_families.__main__ import main
 from benchmarks.soup_families.choices import best, experts, means
 from benchmarks.soup_families.correlating import consistency, low_share, permuted_share
@@ -200,17 +200,25 @@ def test_the_report_has_the_hypotheses_and_every_gain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(view, "SEARCHES", 1)
+    monkeypatch.setattr(view, "SELECTIONS", 2)
     monkeypatch.setattr(estimates, "DRAWS_OF_ALL", 1)
     monkeypatch.setattr(estimates, "searched", lambda weights, answers, category, items: 0)
     for number in range(3):
         save(matrix(number, name=f"exploratory-{number:02d}"), tmp_path)
+        save(matrix(number, name=f"confirmatory-{number:02d}"), tmp_path)
     main(["report", "--folder", str(tmp_path), "--out", str(tmp_path / "page.md")])
     text = capsys.readouterr().out
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
     assert "## Exploratory: 3 families" in text
-    assert "not shown" not in text  # only confirmatory families decide
     for name in ("| a |", "| b |", "| c |", "| d |", "router by category", "greedy soup"):
-        assert name in text
+        assert text.count(name) == 1  # nothing of 3 confirmatory families is shown
+    assert "shown |" not in text
+
+    monkeypatch.setattr(report, "CONFIRMATORY", 3)
+    main(["report", "--folder", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert text.count("| a |") == 2
+    assert text.count("shown |") == 4
 
 
 def test_a_folder_without_families_is_named(
