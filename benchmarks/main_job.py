@@ -95,7 +95,7 @@ def paired(adaptive: Path, grid: Path) -> str:
     found = contrast(ScoreTable.complete(items, {"adaptive": a, "grid": b}), "adaptive", "grid")
     return (
         f"{100 * found.difference:+.2f} points, 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, "
-        f"p = {found.p_value:.2f}, {found.n} items"
+        f"p = {found.p_alone:.2f}, {found.n} items"
     )
 
 

@@ -404,7 +404,11 @@ def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
     shares = []
     for failing, weights in enumerate(chances):
         share = _share(weights, solved.soup, groups)
-        shares.append(FailureShare(fail=failing, **vars(share)))
+        shares.append(
+            FailureShare(
+                fail=failing, items=share.items, share=share.share, low=share.low, high=share.high
+            )
+        )
     return tuple(shares)
 
 

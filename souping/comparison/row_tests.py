@@ -213,8 +213,8 @@ def _row_verdict(
         difference=difference,
         low=low,
         high=high,
-        level=comparison.level,
-        p_value=test.level.among(tests).corrected(comparison.p_value),
+        level=comparison.level.confidence,
+        p_value=comparison.p_look,
         test=comparison.test,
         discordant=comparison.discordant,
         verdict=word,
@@ -240,6 +240,6 @@ def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
         """(whether the first of the remaining rows differs, the number of tests)"""
         tests = float(len(remaining))
         comparison = family[remaining[0]].comparison(tests)
-        return comparison.p_value < 1 - comparison.level, tests
+        return comparison.p_alone < comparison.level.alpha, tests
 
     return step_down(sorted(family, key=lambda name: -family[name].distance()), decide)

@@ -16,6 +16,9 @@ from souping.core.types import Names
 from souping.core.unit import POINTS, Unit
 from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
+from souping.statistics.comparison import Comparison
+from souping.statistics.intervals import Interval
+from souping.statistics.joint import CategoryComparison
 
 SCHEMA = 1
 """Version of the keys of report.json."""
@@ -43,6 +46,18 @@ class ScoreInterval:
     """groups of items"""
     effective_n: MaybeFloat
     """number of independent items with the same information"""
+
+    @classmethod
+    def of(cls, interval: Interval, unit: Unit) -> ScoreInterval:
+        mean, low, high = unit.raw_estimate(interval.estimate)
+        return cls(
+            mean=mean,
+            low=low,
+            high=high,
+            n=interval.n,
+            groups=interval.groups,
+            effective_n=interval.effective_n,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +119,25 @@ class LookDifference(PairedDifference):
     p_look: MaybeFloat
     """corrected for the number of looks; this one is shown"""
 
+    @classmethod
+    def alone(cls, comparison: Comparison, unit: Unit, p_look: float) -> LookDifference:
+        """A difference with the p-value and the interval of its own test, and a corrected `p_look` to be shown."""
+        difference, low, high = unit.raw_estimate(comparison.estimate)
+        return cls(
+            a=comparison.a,
+            b=comparison.b,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.confidence,
+            p_value=comparison.p_alone,
+            test=comparison.test,
+            n=comparison.n,
+            groups=comparison.groups,
+            discordant=comparison.discordant,
+            p_look=p_look,
+        )
+
     @property
     def p_shown(self) -> MaybeFloat:
         """The corrected p-value; in an edited file that lacks it, the other one."""
@@ -121,6 +155,29 @@ class RowDifference(LookDifference):
     tests: MaybeFloat = None
     """comparisons among which this one may have been picked at a later look"""
 
+    @classmethod
+    def of(
+        cls, comparison: Comparison, unit: Unit, kind: str, p_holm: float | None
+    ) -> RowDifference:
+        difference, low, high = unit.raw_estimate(comparison.estimate)
+        return cls(
+            a=comparison.a,
+            b=comparison.b,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.joint_confidence,
+            p_value=comparison.p_family,
+            test=comparison.test,
+            n=comparison.n,
+            groups=comparison.groups,
+            discordant=comparison.discordant,
+            p_look=comparison.p_look,
+            kind=kind,
+            p_holm=p_holm,
+            tests=comparison.level.tests,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedDifference(PairedDifference):
@@ -130,6 +187,27 @@ class JudgedDifference(PairedDifference):
     """corrected by Holm over the ingredients"""
     verdict: str
     """`higher` (the soup is better), `lower` or `no difference shown`"""
+
+    @classmethod
+    def of(
+        cls, comparison: Comparison, unit: Unit, p_holm: float, verdict: str
+    ) -> JudgedDifference:
+        difference, low, high = unit.raw_estimate(comparison.estimate)
+        return cls(
+            a=comparison.a,
+            b=comparison.b,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.joint_confidence,
+            p_value=comparison.p_family,
+            test=comparison.test,
+            n=comparison.n,
+            groups=comparison.groups,
+            discordant=comparison.discordant,
+            p_holm=p_holm,
+            verdict=verdict,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +220,27 @@ class CategoryDifference(PairedDifference):
     """smallest detectable difference"""
     verdict: str
     """`higher` (the soup is better), `lower` or `no difference shown`"""
+
+    @classmethod
+    def of(cls, cell: CategoryComparison, unit: Unit, verdict: str) -> CategoryDifference:
+        comparison = cell.comparison
+        difference, low, high = unit.raw_estimate(comparison.estimate)
+        return cls(
+            a=comparison.a,
+            b=comparison.b,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.joint_confidence,
+            p_value=comparison.p_family,
+            test=comparison.test,
+            n=comparison.n,
+            groups=comparison.groups,
+            discordant=comparison.discordant,
+            category=cell.category,
+            least=unit.size(cell.least),
+            verdict=verdict,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

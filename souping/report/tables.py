@@ -41,7 +41,7 @@ from souping.report.format import (
     share,
     verdict_word,
 )
-from souping.statistics.levels import over_looks
+from souping.statistics.levels import Level
 
 JsonRow = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
@@ -186,7 +186,7 @@ def comparisons(report: Report) -> TableGrid:
     """One line per other model: the soup's paired difference to it, with interval and p-values."""
     pairs = compared(report)
     interval = f"{confidence_of([pair for _, pair in pairs])} interval"
-    looks = (report.verdict.look if report.verdict else None) or 1
+    looks = look_of(report)
     p_heading = "p"
     if looks > 1:
         p_heading = f"p (look {count(looks)})"
@@ -254,6 +254,7 @@ def loss_table(report: Report, pairs: Sequence[CategoryDifference]) -> TableGrid
         "smallest difference that would show",
         "the soup is",
     )
+    level = Level(look_of(report))
     lines = []
     for pair in pairs:
         line = (
@@ -261,7 +262,7 @@ def loss_table(report: Report, pairs: Sequence[CategoryDifference]) -> TableGrid
             count(pair.n),
             unit.score(pair.difference, sign=True),
             whiskers(unit, pair),
-            p_value(None if pair.p_value is None else over_looks(pair.p_value, look_of(report))),
+            p_value(None if pair.p_value is None else level.corrected(pair.p_value)),
             unit.score(pair.least),
             verdict_word(pair.verdict),
         )

@@ -42,7 +42,6 @@ from souping.statistics.levels import (
     WARN_LOST,
     Level,
     holm,
-    over_looks,
 )
 from souping.statistics.scores import ItemTable, ModelScores, ScoreTable
 
@@ -128,20 +127,18 @@ class Pair:
         )
 
     def compare(self) -> Comparison:
-        """The comparison on the objective, with a p-value and a level that hold for all tests."""
+        """The comparison on the objective."""
         if self.same_model:
-            comparison = same_model(self.scores.items, self.soup, self.other, self.level)
-        else:
-            comparison = contrast(self.scores, self.soup, self.other, self.level)
-        return comparison.among_tests(self.level)
+            return same_model(self.scores.items, self.soup, self.other, self.level)
+        return contrast(self.scores, self.soup, self.other, self.level)
 
     def sensitivity(self, unit: Unit) -> str | None:
         """Sentence with the interval that holds however truncated answers would have ended; None without such ones."""
         if self.cut is None:
             return None
         bounds = replace(self, scores=self.cut).compare()
-        raw = unit.raw_table(vars(bounds))
-        limits = unit.limits(raw["low"], raw["high"], bounds.level)
+        _, low, high = unit.raw_estimate(bounds.estimate)
+        limits = unit.limits(low, high, bounds.level.joint_confidence)
         return (
             "Answers truncated at the limit of tokens are scored as they are. If they might be right for one model and "
             f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits}."
@@ -164,13 +161,7 @@ def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, 
         comparison = cell.comparison
         # 1 if the interval is above zero, -1 if it is below.
         sign = (comparison.low > 0) - (comparison.high < 0)
-        difference = CategoryDifference(
-            **comparison.raw(unit),
-            category=cell.category,
-            least=unit.size(cell.least),
-            verdict=_sign_verdict(sign),
-        )
-        differences.append(difference)
+        differences.append(CategoryDifference.of(cell, unit, _sign_verdict(sign)))
     return tuple(differences)
 
 
@@ -181,15 +172,13 @@ def _sign_verdict(sign: float) -> str:
     return "higher" if sign > 0 else "lower"
 
 
-def judged(
-    unit: Unit, comparisons: Sequence[Comparison], looks: int = 1
-) -> tuple[JudgedDifference, ...]:
+def judged(unit: Unit, comparisons: Sequence[Comparison]) -> tuple[JudgedDifference, ...]:
     """Comparisons with the soup, with Holm's p-value over all of them and the verdict on the soup."""
-    adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])
+    adjusted = holm([comparison.p_look for comparison in comparisons])
     differences = []
     for comparison, p_holm in zip(comparisons, adjusted, strict=True):
         verdict = _sign_verdict(comparison.difference if p_holm < ALPHA else 0)
-        differences.append(JudgedDifference(**comparison.raw(unit), p_holm=p_holm, verdict=verdict))
+        differences.append(JudgedDifference.of(comparison, unit, p_holm, verdict))
     return tuple(differences)
 
 
@@ -198,14 +187,13 @@ def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) 
     model = ModelScores(items=table, values=scores.values)
     by_category = {}
     for number, name in enumerate(table.names):
-        interval = rate(model.alone(number))
-        by_category[name] = ScoreInterval(**interval.raw(unit))
+        by_category[name] = ScoreInterval.of(rate(model.alone(number)), unit)
     return ModelRow(
         name=contender.name,
         kind=contender.kind,
         recipe_id=contender.recipe.id,
         scores=by_category,
-        objective=ScoreInterval(**objective_interval(model).raw(unit)),
+        objective=ScoreInterval.of(objective_interval(model), unit),
     )
 
 
@@ -252,7 +240,7 @@ def gather_evidence(
             against_best = pair
     singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
     ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
-    result = verdict(
+    claim, sentence, p_value = verdict(
         unit,
         soup.name,
         [comparison for baseline, comparison in compared if baseline in singles],
@@ -260,19 +248,20 @@ def gather_evidence(
         best_candidate=best.name,
         selected=selected,
         recipe=soup.recipe.ingredients,
-        look=look,
         margin=margin,
         unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
         mixture=mixture,
     )
     return Evidence(
         rows=tuple(row(unit, c, scores[c.recipe.id], table) for c in contenders),
-        comparisons=_with_holm(unit, compared, look),
+        comparisons=_with_holm(unit, compared),
         losses=category_losses(unit, against_best),
         outcomes=ends,
         variance=_variances(unit, [*singles, soup], scores, table),
         verdict=VerdictSummary(
-            **vars(result),
+            claim=claim,
+            sentence=sentence,
+            p_value=p_value,
             look=look,
             min_gain=unit.size(margin),
             sensitivity=against_best.sensitivity(unit),
@@ -329,7 +318,7 @@ def compare_on(
         rows=tuple(row(unit, c, measured[c.recipe.id], table) for c in contenders),
         outcomes={c.name: outcomes(measured[c.recipe.id], table) for c in contenders},
         look=looks,
-        comparisons=judged(unit, [pair.compare() for pair in pairs], looks),
+        comparisons=judged(unit, [pair.compare() for pair in pairs]),
         categories=by_category(unit, pairs),
         shared=shared,
     )
@@ -377,9 +366,9 @@ def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
 
 
 def _with_holm(
-    unit: Unit, pairs: Sequence[tuple[Contender, Comparison]], look: int
+    unit: Unit, pairs: Sequence[tuple[Contender, Comparison]]
 ) -> tuple[RowDifference, ...]:
-    """The comparisons of the soup with each row, with `p_look` corrected for the looks.
+    """The comparisons of the soup with each row.
 
     P-values against single models serve the intersection-union claim and need no other correction. Those against
     uniform soups and the router are secondary and have Holm's correction too; one recipe under two names is one test.
@@ -388,18 +377,14 @@ def _with_holm(
     secondary = {}
     for contender, comparison in pairs:
         if contender.kind not in SINGLE_KINDS:
-            secondary[contender.recipe.id] = over_looks(comparison.p_value, look)
+            secondary[contender.recipe.id] = comparison.p_look
     adjusted = dict(zip(secondary, holm(list(secondary.values())), strict=True))
     differences = []
     for contender, comparison in pairs:
-        difference = RowDifference(
-            **comparison.raw(unit),
-            kind=contender.kind,
-            p_look=over_looks(comparison.p_value, look),
-            p_holm=None if contender.kind in SINGLE_KINDS else adjusted[contender.recipe.id],
-            tests=comparison.tests,
-        )
-        differences.append(difference)
+        p_holm = None
+        if contender.kind not in SINGLE_KINDS:
+            p_holm = adjusted[contender.recipe.id]
+        differences.append(RowDifference.of(comparison, unit, contender.kind, p_holm))
     return tuple(differences)
 
 
@@ -475,7 +460,7 @@ def trajectory_evidence(
         test,
         measured[soup.id],
         replicates,
-        looks,
+        Level(looks),
         categories=by_category(unit, [versus_last]),
     )
 
@@ -490,7 +475,13 @@ def outcomes(scores: ItemScores, table: ItemTable) -> ModelEnds:
 
 def _model_ends(scores: ItemScores, categories: Mapping[str, AnswerEnds]) -> ModelEnds:
     ends = _ends(scores, slice(None))
-    return ModelEnds(**vars(ends), reasons=dict(scores.reasons), categories=categories)
+    return ModelEnds(
+        items=ends.items,
+        truncated=ends.truncated,
+        unanswered=ends.unanswered,
+        reasons=dict(scores.reasons),
+        categories=categories,
+    )
 
 
 def _ends(scores: ItemScores, places: slice | NDArray[np.bool_]) -> AnswerEnds:

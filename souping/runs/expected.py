@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from souping.core.protocols import Objective
 from souping.core.types import ItemScores, Split
-from souping.core.unit import Unit
+from souping.core.unit import Estimate, Unit
 from souping.report.content import ExpectedCheck, ExpectedSummary
 from souping.runs.settings import Expectation
 from souping.statistics.intervals import objective_interval, rate
@@ -61,17 +61,17 @@ def _check(
     bottom, top = model.span
     low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
     high = min(top, interval.mean + factor * (interval.high - interval.mean))
-    raw = unit.raw_table({"mean": interval.mean, "low": low, "high": high})
+    measured, low, high = unit.raw_estimate(Estimate(interval.mean, low, high))
     return ExpectedCheck(
         candidate=expectation.candidate,
         category=expectation.category,
         expected=expectation.score,
-        measured=raw["mean"],
-        low=raw["low"],
-        high=raw["high"],
+        measured=measured,
+        low=low,
+        high=high,
         n=interval.n,
         groups=interval.groups,
-        verdict=_verdict(expectation.score, raw["low"], raw["high"]),
+        verdict=_verdict(expectation.score, low, high),
     )
 
 

@@ -269,8 +269,7 @@ def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[Cate
             categories.append(name)
     comparisons = []
     for category, corners in zip(categories, compare_jointly(cells, level), strict=True):
-        comparison = bounded(corners).among_tests(level)
-        comparisons.append(CategoryComparison(category=category, comparison=comparison))
+        comparisons.append(CategoryComparison(category=category, comparison=bounded(corners)))
     return comparisons
 
 

@@ -51,6 +51,16 @@ class Level:
         """The part of this chance that is left for one test."""
         return self.family / self.tests
 
+    @property
+    def confidence(self) -> float:
+        """Confidence level of the interval of one test."""
+        return 1 - self.alpha
+
+    @property
+    def joint_confidence(self) -> float:
+        """Confidence level at which the intervals of all tests hold together."""
+        return 1 - self.family
+
     def among(self, tests: float) -> Level:
         """This level for one of `tests` comparisons, each of which already stands for `self.tests`."""
         return replace(self, tests=tests * self.tests)

@@ -59,7 +59,9 @@ def detectable(comparison: Comparison) -> float:
     Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
     """
     half_width = (comparison.high - comparison.low) / 2
-    quantile, needed = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
+    quantile, needed = errors_for_power(
+        comparison.level.confidence, comparison.degrees, comparison.run_share
+    )
     return needed * half_width / quantile + comparison.step
 
 
@@ -114,7 +116,9 @@ class RunPower:
     def _errors_now(self) -> float:
         """Standard errors of a difference that has 80 % power here."""
         comparison = self.comparison
-        _, errors = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
+        _, errors = errors_for_power(
+            comparison.level.confidence, comparison.degrees, comparison.run_share
+        )
         return errors
 
     @cached_property
@@ -139,7 +143,7 @@ class RunPower:
         over_runs *= self._per_run(more_runs) / self._per_run(0)
         total = over_items + over_runs
         degrees = self.comparison.degrees + more_runs * len(self._runs)
-        _, errors = errors_for_power(self.comparison.level, degrees, over_runs / total)
+        _, errors = errors_for_power(self.comparison.level.confidence, degrees, over_runs / total)
         return now * errors / self._errors_now * math.sqrt(total / parts.total)
 
     def _per_run(self, more_runs: int) -> float:

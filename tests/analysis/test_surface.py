@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from souping.analysis import NotEstimableError
-from souping.analysis.surface import ResponseSurface, SurfaceBand, band, design_effect
+from souping.analysis.surface import ResponseSurface, band, design_effect
+from souping.core.types import FloatArray
+from souping.core.unit import Estimate
 from souping.search.points import uniform, vertices, weight_grid
 from tests.support.analyses import run_of
 
@@ -30,7 +32,7 @@ def chances(seed: int = 1, items: int = 4000) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def searched(seed: int, whole: bool) -> tuple[SurfaceBand, np.ndarray]:
+def searched(seed: int, whole: bool) -> tuple[Estimate[FloatArray], np.ndarray]:
     """A split, asked whole or in nested parts; the true differences [T] of the objective."""
     table = chances()
     rng = np.random.default_rng(seed)
@@ -72,7 +74,7 @@ def test_the_uniform_soup_differs_from_itself_by_nothing_and_less_asked_is_wider
     (whole, _) = searched(0, True)
     (parts, _) = searched(0, False)
     for found in (whole, parts):
-        assert found.difference[0] == 0
+        assert found.value[0] == 0
         assert abs(found.high[0]) < 1e-6
     assert (parts.high - parts.low)[4:].mean() > (whole.high - whole.low)[4:].mean()
 
@@ -83,8 +85,8 @@ def test_a_band_ends_where_no_difference_can_be() -> None:
     assert found.low.min() >= -1
     assert found.high.max() <= 1
     assert np.abs(each).max() <= 1
-    assert (found.low <= found.difference).all()
-    assert (found.difference <= found.high).all()
+    assert (found.low <= found.value).all()
+    assert (found.value <= found.high).all()
 
 
 def test_items_of_a_group_are_counted_as_alike_as_they_are() -> None:

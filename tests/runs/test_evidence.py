@@ -297,9 +297,9 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     assert 2 + 1 < picked.level.tests <= 2 + 10
     before = second.compare()
     after = picked.compare()
-    assert after.level == before.level
-    assert after.p_value == pytest.approx(
-        picked.level.tests * before.p_value, rel=0.6
+    assert (before.level, after.level) == (second.level, picked.level)
+    assert after.p_family == pytest.approx(
+        picked.level.tests * before.p_family, rel=0.6
     )  # a dozen of the patterns
     assert after.high - after.low > before.high - before.low
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,11 @@ import pytest
 from souping.analysis.alternatives import Alternatives, alternatives, best_by_category, routed
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
-from souping.core.unit import POINTS
+from souping.core.unit import POINTS, Estimate
 from souping.report.content import Router, UpperBound
 from souping.runs.verdict import Verdict, power_in_words, power_summary, verdict
 from souping.statistics.comparison import Comparison
+from souping.statistics.levels import Level
 from souping.statistics.power import Power
 
 CANDIDATES = ("ace", "bit", "cow")
@@ -25,15 +25,26 @@ NEARLY = {name: (difference, p / 10) for name, (difference, p) in FAR.items()}
 Figures = dict[str, tuple[float, float]]
 
 
-def say(figures: Figures, **change: Any) -> Verdict:
+def minus(
+    name: str, difference: float, p_value: float, look: int = 1, soup: str = "soup"
+) -> Comparison:
+    """A soup minus a model on 600 items."""
+    return Comparison(
+        a=soup,
+        b=name,
+        estimate=Estimate(difference, difference - 0.02, difference + 0.02),
+        level=Level(look),
+        p_alone=p_value,
+        test="",
+        n=600,
+        groups=300,
+        discordant=0.1,
+    )
+
+
+def say(figures: Figures, look: int = 1, **change: Any) -> Verdict:
     """The verdict on {candidate: (difference, p)}; two ingredients unless changed."""
-    counts = {"n": 600, "groups": 300, "discordant": 0.1}
-    comparisons = [
-        Comparison(
-            a="soup", b=b, difference=d, low=d - 0.02, high=d + 0.02, p_value=p, test="", **counts
-        )
-        for b, (d, p) in figures.items()
-    ]
+    comparisons = [minus(name, d, p, look) for name, (d, p) in figures.items()]
     setting = {
         "candidates": CANDIDATES,
         "best_candidate": "ace",
@@ -125,7 +136,7 @@ def test_the_strongest_claim_that_holds(
         p_value if p_value is None else pytest.approx(p_value),
     )
     assert words in claimed.sentence
-    assert json.loads(json.dumps(asdict(claimed))) == asdict(claimed)
+    assert json.loads(json.dumps(claimed._asdict())) == claimed._asdict()
 
 
 def test_no_candidate_but_the_searchs_is_kept() -> None:
@@ -141,17 +152,8 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
 
 
 def test_comparisons_of_another_soup_make_no_claim() -> None:
-    counts = {"n": 600, "groups": 300, "discordant": 0.1, "test": ""}
-
-    def comparisons(soup: str, difference: float) -> list[Comparison]:
-        ends = {"low": difference - 0.02, "high": difference + 0.02}
-        return [
-            Comparison(a=soup, b=name, difference=difference, p_value=0.001, **ends, **counts)
-            for name in CANDIDATES
-        ]
-
-    worse = comparisons("soup", -0.04)
-    better = comparisons("uniform", 0.04)
+    worse = [minus(name, -0.04, 0.001) for name in CANDIDATES]
+    better = [minus(name, 0.04, 0.001, soup="uniform") for name in CANDIDATES]
     claims = set()
     for order in ([*worse, *better], [*better, *worse]):
         shown = verdict(

@@ -42,7 +42,7 @@ def test_of_copies_that_differ_by_rounding_alone_each_may_be_the_best() -> None:
     _, best = joint_tests(table, ("a", "b", "c"), FIRST_LOOK)
     assert best == ("a", "b", "c")
     comparison = contrast(table, "b", "a")
-    assert (comparison.difference, comparison.p_value, comparison.discordant) == (0, 1, 0)
+    assert (comparison.difference, comparison.p_alone, comparison.discordant) == (0, 1, 0)
 
 
 @pytest.mark.parametrize(
