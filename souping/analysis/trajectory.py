@@ -149,20 +149,18 @@ def describe(
             test=report.objective(report.checkpoints[k].values),
         )
         rows.append(row)
-    last = report.versus_last(soup, level)
-    checkpoints_mean = report.versus_members(soup, weights, level)
     over_runs = report.over_runs(others, level)
     claim = None
     if over_runs is not None:
-        claim = LookDifference.alone(over_runs, report.unit, over_runs.p_look)
+        claim = LookDifference.of(over_runs, report.unit)
     differences = [report.objective(average.values - last.values) for average, last in others]
     return TrajectoryResult(
         sentences=tuple(trajectory.sentences),
         checkpoints=tuple(rows),
         windows=_windows(members, search, trials),
-        last=LookDifference.alone(last, report.unit, last.p_look),
-        checkpoints_mean=LookDifference.alone(
-            checkpoints_mean, report.unit, checkpoints_mean.p_look
+        last=LookDifference.of(report.versus_last(soup, level), report.unit),
+        checkpoints_mean=LookDifference.of(
+            report.versus_members(soup, weights, level), report.unit
         ),
         categories=categories,
         spread=NeighbourSpread(
@@ -193,9 +191,6 @@ def _windows(
         values = scores_of[_key(window.weights)]
         average = ItemScores(items=search.checkpoints[0].items, values=values)
         oldest = members[-window.length]
-        # Their intervals hold for all windows; a p-value is that of one window alone.
-        last = search.versus_last(average, level)
-        mean = search.versus_members(average, window.weights, level)
         tokens = None
         if newest.tokens is not None and oldest.tokens is not None:
             tokens = newest.tokens - oldest.tokens
@@ -206,11 +201,23 @@ def _windows(
             steps=newest.step - oldest.step,
             tokens=tokens,
             objective=search.objective(values),
-            last=LookDifference.alone(last, search.unit, last.p_alone),
-            checkpoints_mean=LookDifference.alone(mean, search.unit, mean.p_alone),
+            last=_of_window(search.versus_last(average, level), search.unit),
+            checkpoints_mean=_of_window(
+                search.versus_members(average, window.weights, level), search.unit
+            ),
         )
         rows.append(row)
     return tuple(rows)
+
+
+def _of_window(comparison: Comparison, unit: Unit) -> LookDifference:
+    """A difference of which only the interval holds for all windows: the p-value is that of one window alone."""
+    return replace(
+        LookDifference.of(comparison, unit),
+        level=comparison.level.confidence,
+        p_value=comparison.p_alone,
+        p_look=comparison.p_alone,
+    )
 
 
 def _key(weights: Weights) -> bytes:

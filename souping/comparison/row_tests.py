@@ -194,7 +194,7 @@ def _row_verdict(
         high = -comparison.low
     base, mean = test.means()
     word, reason = verdict
-    power = RunPower(comparison=comparison, scores=row.scores, a=test.model, b=test.baseline)
+    power = RunPower(comparison=comparison, scores=row.scores)
     # Without a variance between runs, the degrees of freedom are infinite.
     several_runs = math.isfinite(comparison.degrees)
     return RowVerdict(

@@ -7,8 +7,8 @@ file. The text below a field is its meaning in the reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
@@ -18,7 +18,6 @@ from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
 from souping.statistics.comparison import Comparison
 from souping.statistics.intervals import Interval
-from souping.statistics.joint import CategoryComparison
 
 SCHEMA = 1
 """Version of the keys of report.json."""
@@ -48,7 +47,7 @@ class ScoreInterval:
     """number of independent items with the same information"""
 
     @classmethod
-    def of(cls, interval: Interval, unit: Unit) -> ScoreInterval:
+    def of(cls, interval: Interval, unit: Unit) -> Self:
         mean, low, high = unit.raw_estimate(interval.estimate)
         return cls(
             mean=mean,
@@ -106,6 +105,24 @@ class PairedDifference:
     discordant: MaybeFloat
     """share of items on which the two models differ"""
 
+    @classmethod
+    def of(cls, comparison: Comparison, unit: Unit) -> Self:
+        """The p-value and the level of a test of a family. Fields that a kind of row adds are left empty."""
+        difference, low, high = unit.raw_estimate(comparison.estimate)
+        return cls(
+            a=comparison.a,
+            b=comparison.b,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.joint_confidence,
+            p_value=comparison.p_family,
+            test=comparison.test,
+            n=comparison.n,
+            groups=comparison.groups,
+            discordant=comparison.discordant,
+        )
+
     @property
     def p_shown(self) -> MaybeFloat:
         """The p-value that pages show."""
@@ -116,27 +133,12 @@ class PairedDifference:
 class LookDifference(PairedDifference):
     """A difference whose p-value is corrected for the looks at its items."""
 
-    p_look: MaybeFloat
+    p_look: MaybeFloat = field(default=None, metadata=NULL)
     """corrected for the number of looks; this one is shown"""
 
     @classmethod
-    def alone(cls, comparison: Comparison, unit: Unit, p_look: float) -> LookDifference:
-        """A difference with the p-value and the interval of its own test, and a corrected `p_look` to be shown."""
-        difference, low, high = unit.raw_estimate(comparison.estimate)
-        return cls(
-            a=comparison.a,
-            b=comparison.b,
-            difference=difference,
-            low=low,
-            high=high,
-            level=comparison.level.confidence,
-            p_value=comparison.p_alone,
-            test=comparison.test,
-            n=comparison.n,
-            groups=comparison.groups,
-            discordant=comparison.discordant,
-            p_look=p_look,
-        )
+    def of(cls, comparison: Comparison, unit: Unit) -> Self:
+        return replace(super().of(comparison, unit), p_look=comparison.p_look)
 
     @property
     def p_shown(self) -> MaybeFloat:
@@ -148,99 +150,38 @@ class LookDifference(PairedDifference):
 class RowDifference(LookDifference):
     """The soup minus the model of a row."""
 
-    kind: str
+    kind: str = ""
     """role of the other model"""
-    p_holm: MaybeFloat
+    p_holm: MaybeFloat = field(default=None, metadata=NULL)
     """corrected by Holm over the uniform soups and the router, `null` for single models"""
     tests: MaybeFloat = None
     """comparisons among which this one may have been picked at a later look"""
 
     @classmethod
-    def of(
-        cls, comparison: Comparison, unit: Unit, kind: str, p_holm: float | None
-    ) -> RowDifference:
-        difference, low, high = unit.raw_estimate(comparison.estimate)
-        return cls(
-            a=comparison.a,
-            b=comparison.b,
-            difference=difference,
-            low=low,
-            high=high,
-            level=comparison.level.joint_confidence,
-            p_value=comparison.p_family,
-            test=comparison.test,
-            n=comparison.n,
-            groups=comparison.groups,
-            discordant=comparison.discordant,
-            p_look=comparison.p_look,
-            kind=kind,
-            p_holm=p_holm,
-            tests=comparison.level.tests,
-        )
+    def of(cls, comparison: Comparison, unit: Unit) -> Self:
+        return replace(super().of(comparison, unit), tests=comparison.level.tests)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedDifference(PairedDifference):
     """The soup minus an ingredient on an extra benchmark."""
 
-    p_holm: MaybeFloat
+    p_holm: MaybeFloat = field(default=None, metadata=NULL)
     """corrected by Holm over the ingredients"""
-    verdict: str
+    verdict: str = ""
     """`higher` (the soup is better), `lower` or `no difference shown`"""
-
-    @classmethod
-    def of(
-        cls, comparison: Comparison, unit: Unit, p_holm: float, verdict: str
-    ) -> JudgedDifference:
-        difference, low, high = unit.raw_estimate(comparison.estimate)
-        return cls(
-            a=comparison.a,
-            b=comparison.b,
-            difference=difference,
-            low=low,
-            high=high,
-            level=comparison.level.joint_confidence,
-            p_value=comparison.p_family,
-            test=comparison.test,
-            n=comparison.n,
-            groups=comparison.groups,
-            discordant=comparison.discordant,
-            p_holm=p_holm,
-            verdict=verdict,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryDifference(PairedDifference):
     """A difference in one category. Its limits and p-value hold for all categories at once."""
 
-    category: str
+    category: str = ""
     """category"""
-    least: MaybeFloat
+    least: MaybeFloat = field(default=None, metadata=NULL)
     """smallest detectable difference"""
-    verdict: str
+    verdict: str = ""
     """`higher` (the soup is better), `lower` or `no difference shown`"""
-
-    @classmethod
-    def of(cls, cell: CategoryComparison, unit: Unit, verdict: str) -> CategoryDifference:
-        comparison = cell.comparison
-        difference, low, high = unit.raw_estimate(comparison.estimate)
-        return cls(
-            a=comparison.a,
-            b=comparison.b,
-            difference=difference,
-            low=low,
-            high=high,
-            level=comparison.level.joint_confidence,
-            p_value=comparison.p_family,
-            test=comparison.test,
-            n=comparison.n,
-            groups=comparison.groups,
-            discordant=comparison.discordant,
-            category=cell.category,
-            least=unit.size(cell.least),
-            verdict=verdict,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

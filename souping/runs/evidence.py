@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from souping.report.content import (
     ModelEnds,
     ModelRow,
     ObjectiveVariance,
+    Report,
     RowDifference,
     ScoreInterval,
     TrajectoryResult,
@@ -91,41 +93,6 @@ class Pair:
     level: Level = FIRST_LOOK
     cut: ScoreTable | None = None
 
-    @classmethod
-    def of(
-        cls,
-        soup: Contender,
-        other: Contender,
-        scores: Mapping[str, ItemScores],
-        table: ItemTable,
-        looks: int = 1,
-        known: KnownScores | None = None,
-    ) -> Pair:
-        """The pair of two rows of the report, by {recipe id: scores on the items of `table`}.
-
-        From the second look on, `known` says among how many comparisons this one may have been picked.
-        """
-        a = scores[soup.recipe.id]
-        b = scores[other.recipe.id]
-        is_same = soup.recipe.id == other.recipe.id
-        # At the first look no score was known that could guide the choice.
-        tests = 1.0
-        if looks > 1 and known is not None and not is_same:
-            tests = known.tests(a.values, b.values, table, looks)
-        models = {soup.name: a, other.name: b}
-        # Truncated answers count as missing.
-        cut = None
-        if not is_same and (a.truncated.any() or b.truncated.any()):
-            cut = ScoreTable.measured(table, models, truncated=True)
-        return cls(
-            soup=soup.name,
-            other=other.name,
-            scores=ScoreTable.measured(table, models),
-            same_model=is_same,
-            level=Level(looks, tests),
-            cut=cut,
-        )
-
     def compare(self) -> Comparison:
         """The comparison on the objective."""
         if self.same_model:
@@ -145,6 +112,88 @@ class Pair:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContenderScores:
+    """Rows of a report, the soup and `others`, with {recipe id: scores on the same items} in inner scores.
+
+    `look` is the number of this look at the items, and `known` are the models that are tested together with the soup.
+    """
+
+    unit: Unit
+    soup: Contender
+    others: Sequence[Contender]
+    scores: Mapping[str, ItemScores]
+    objective: Objective
+    look: int = 1
+    known: KnownScores | None = None
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        return (*self.others, self.soup)
+
+    @cached_property
+    def table(self) -> ItemTable:
+        return ItemTable.of(self.of(self.soup).items, self.objective)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The soup with each of the others."""
+        return [self._pair(other) for other in self.others]
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The soup minus each of the others."""
+        return [pair.compare() for pair in self.pairs]
+
+    def of(self, contender: Contender) -> ItemScores:
+        return self.scores[contender.recipe.id]
+
+    def rows(self) -> tuple[ModelRow, ...]:
+        return tuple(self._row(contender) for contender in self.contenders)
+
+    def outcomes(self) -> dict[str, ModelEnds]:
+        """{name: how the model's answers ended}"""
+        return {c.name: outcomes(self.of(c), self.table) for c in self.contenders}
+
+    def _row(self, contender: Contender) -> ModelRow:
+        """Rates of each category and the objective, with 95 % intervals."""
+        model = ModelScores(items=self.table, values=self.of(contender).values)
+        by_category = {}
+        for number, name in enumerate(self.table.names):
+            by_category[name] = ScoreInterval.of(rate(model.alone(number)), self.unit)
+        return ModelRow(
+            name=contender.name,
+            kind=contender.kind,
+            recipe_id=contender.recipe.id,
+            scores=by_category,
+            objective=ScoreInterval.of(objective_interval(model), self.unit),
+        )
+
+    def _pair(self, other: Contender) -> Pair:
+        """The soup with another row. From the second look on, `known` says among how many comparisons this one may
+        have been picked."""
+        a = self.of(self.soup)
+        b = self.of(other)
+        is_same = self.soup.recipe.id == other.recipe.id
+        # At the first look no score was known that could guide the choice.
+        tests = 1.0
+        if self.look > 1 and self.known is not None and not is_same:
+            tests = self.known.tests(a.values, b.values, self.table, self.look)
+        models = {self.soup.name: a, other.name: b}
+        # Truncated answers count as missing.
+        cut = None
+        if not is_same and (a.truncated.any() or b.truncated.any()):
+            cut = ScoreTable.measured(self.table, models, truncated=True)
+        return Pair(
+            soup=self.soup.name,
+            other=other.name,
+            scores=ScoreTable.measured(self.table, models),
+            same_model=is_same,
+            level=Level(self.look, tests),
+            cut=cut,
+        )
+
+
 def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, ...]:
     """Every pair of models in every category, with limits and p-values that hold for all at once (max-T).
 
@@ -157,11 +206,16 @@ def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, 
     level = Level(tested[0].level.looks, max(pair.level.tests for pair in tested))
     models = [(pair.scores, pair.soup, pair.other) for pair in tested]
     differences = []
-    for cell in compare_in_categories(models, level):
-        comparison = cell.comparison
+    for category, comparison in compare_in_categories(models, level):
         # 1 if the interval is above zero, -1 if it is below.
         sign = (comparison.low > 0) - (comparison.high < 0)
-        differences.append(CategoryDifference.of(cell, unit, _sign_verdict(sign)))
+        difference = replace(
+            CategoryDifference.of(comparison, unit),
+            category=category,
+            least=unit.size(comparison.least),
+            verdict=_sign_verdict(sign),
+        )
+        differences.append(difference)
     return tuple(differences)
 
 
@@ -178,106 +232,75 @@ def judged(unit: Unit, comparisons: Sequence[Comparison]) -> tuple[JudgedDiffere
     differences = []
     for comparison, p_holm in zip(comparisons, adjusted, strict=True):
         verdict = _sign_verdict(comparison.difference if p_holm < ALPHA else 0)
-        differences.append(JudgedDifference.of(comparison, unit, p_holm, verdict))
+        difference = JudgedDifference.of(comparison, unit)
+        differences.append(replace(difference, p_holm=p_holm, verdict=verdict))
     return tuple(differences)
 
 
-def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) -> ModelRow:
-    """Rates of each category and the objective, with 95 % intervals."""
-    model = ModelScores(items=table, values=scores.values)
-    by_category = {}
-    for number, name in enumerate(table.names):
-        by_category[name] = ScoreInterval.of(rate(model.alone(number)), unit)
-    return ModelRow(
-        name=contender.name,
-        kind=contender.kind,
-        recipe_id=contender.recipe.id,
-        scores=by_category,
-        objective=ScoreInterval.of(objective_interval(model), unit),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What a report says of its contenders, in fields of `Report`."""
+class VerdictTerms:
+    """What a verdict depends on besides scores.
 
-    rows: tuple[ModelRow, ...]
-    comparisons: tuple[RowDifference, ...]
-    losses: CategoryLosses | None
-    outcomes: Mapping[str, ModelEnds]
-    variance: Mapping[str, ObjectiveVariance]
-    verdict: VerdictSummary
-
-
-def gather_evidence(
-    unit: Unit,
-    contenders: Sequence[Contender],
-    scores: Mapping[str, ItemScores],
-    objective: Objective,
-    selected: Sequence[str],
-    look: int,
-    margin: float = MARGIN,
-    length_key: str = "",
-    mixture: Comparison | None = None,
-    known: KnownScores | None = None,
-) -> Evidence:
-    """What the scores {recipe id: scores on the test split} say.
-
-    The soup is the last contender. `selected` are the selection's ingredients, `look` is the number of this look at the
-    items, and `margin` the gain (of inner scores) below which a single model is kept. `length_key` is the setting to
-    raise if answers were truncated, `mixture` the comparison of the best mixture with a single model that the search
-    keeps, and `known` are the models that are tested together with the soup.
+    `selected` are the selection's ingredients, and `margin` is the gain (of inner scores) below which a single model is
+    kept. `mixture` is the comparison of the best mixture with a single model that the search keeps, and `length_key`
+    the setting to raise if answers were truncated.
     """
-    *baselines, soup = contenders
-    table = ItemTable.of(scores[soup.recipe.id].items, objective)
-    compared = []
-    for baseline in baselines:
-        pair = Pair.of(soup, baseline, scores, table, look, known)
-        compared.append((baseline, pair.compare()))
-        # Every report has one such row.
-        if baseline.kind == "best_candidate":
-            best = baseline
-            against_best = pair
-    singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
-    ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
+
+    selected: Sequence[str]
+    margin: float = MARGIN
+    mixture: Comparison | None = None
+    length_key: str = ""
+
+
+def gather_evidence(report: Report, models: ContenderScores, terms: VerdictTerms) -> Report:
+    """The report with what the scores on the test split say."""
+    unit = models.unit
+    soup = models.soup
+    singles = [c for c in models.others if c.kind in ("ingredient", "candidate")]
+    # Every report has one such row.
+    best = [other.kind for other in models.others].index("best_candidate")
+    against_best = models.pairs[best]
+    ends = models.outcomes()
+    deciding = [c.name for c in (*singles, models.others[best], soup)]
     claim, sentence, p_value = verdict(
         unit,
         soup.name,
-        [comparison for baseline, comparison in compared if baseline in singles],
+        models.comparisons,
         candidates=[single.name for single in singles],
-        best_candidate=best.name,
-        selected=selected,
+        best_candidate=against_best.other,
+        selected=terms.selected,
         recipe=soup.recipe.ingredients,
-        margin=margin,
-        unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
-        mixture=mixture,
+        margin=terms.margin,
+        unmeasured=unmeasured({name: ends[name] for name in deciding}, terms.length_key),
+        mixture=terms.mixture,
     )
-    return Evidence(
-        rows=tuple(row(unit, c, scores[c.recipe.id], table) for c in contenders),
-        comparisons=_with_holm(unit, compared),
+    return replace(
+        report,
+        rows=models.rows(),
+        comparisons=_with_holm(models),
         losses=category_losses(unit, against_best),
         outcomes=ends,
-        variance=_variances(unit, [*singles, soup], scores, table),
+        variance=_variances(models, [*singles, soup]),
         verdict=VerdictSummary(
             claim=claim,
             sentence=sentence,
             p_value=p_value,
-            look=look,
-            min_gain=unit.size(margin),
+            look=models.look,
+            min_gain=unit.size(terms.margin),
             sensitivity=against_best.sensitivity(unit),
         ),
     )
 
 
 def _variances(
-    unit: Unit, models: Sequence[Contender], scores: Mapping[str, ItemScores], table: ItemTable
+    models: ContenderScores, contenders: Sequence[Contender]
 ) -> dict[str, ObjectiveVariance]:
-    """{model: variance of its objective} of the models for which `variance` has one."""
+    """{model: variance of its objective} of those of the contenders for which `variance` has one."""
     variances = {}
-    for model in models:
-        objective_variance = variance(unit, scores[model.recipe.id], table)
+    for contender in contenders:
+        objective_variance = variance(models.unit, models.of(contender), models.table)
         if objective_variance is not None:
-            variances[model.name] = objective_variance
+            variances[contender.name] = objective_variance
     return variances
 
 
@@ -286,13 +309,13 @@ def compare_on(
     soup: Recipe,
     ingredients: Mapping[str, Recipe],
     measured: Mapping[str, ItemScores],
-    looks: int = 1,
+    look: int = 1,
     known: KnownScores | None = None,
     shared: int = 0,
 ) -> ExtraResult:
     """Rows on another benchmark, and the soup's paired differences to each ingredient, also by category.
 
-    `measured` is {recipe id: scores}; `looks` is the number of this look at the items, `known` are the models that are
+    `measured` is {recipe id: scores}; `look` is the number of this look at the items, `known` are the models that are
     tested together with the soup, and the run uses `shared` of the items too. Holm's correction is over the ingredients
     for the whole benchmark; limits and p-values of single categories hold for all pairs of ingredient and category at
     once.
@@ -301,9 +324,16 @@ def compare_on(
     singles = []
     for name, recipe in ingredients.items():
         singles.append(Contender(name=name, kind="ingredient", recipe=recipe))
-    contenders = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-    table = ItemTable.of(benchmark.items, Mean())
-    pairs = [Pair.of(contenders[-1], c, measured, table, looks, known) for c in singles]
+    models = ContenderScores(
+        unit=unit,
+        soup=Contender(name="soup", kind="soup", recipe=soup),
+        others=singles,
+        scores=measured,
+        objective=Mean(),
+        look=look,
+        known=known,
+    )
+    table = models.table
     coefficients = {}
     # `table.value` is an objective that is no weighted mean.
     if table.value is None:
@@ -315,11 +345,11 @@ def compare_on(
         items=len(benchmark.items),
         groups=len(np.unique(table.groups)),
         coefficients=coefficients,
-        rows=tuple(row(unit, c, measured[c.recipe.id], table) for c in contenders),
-        outcomes={c.name: outcomes(measured[c.recipe.id], table) for c in contenders},
-        look=looks,
-        comparisons=judged(unit, [pair.compare() for pair in pairs]),
-        categories=by_category(unit, pairs),
+        rows=models.rows(),
+        outcomes=models.outcomes(),
+        look=look,
+        comparisons=judged(unit, models.comparisons),
+        categories=by_category(unit, models.pairs),
         shared=shared,
     )
 
@@ -365,9 +395,7 @@ def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
     return replace(verdict, claim="dry_run", sentence=sentence, p_value=None)
 
 
-def _with_holm(
-    unit: Unit, pairs: Sequence[tuple[Contender, Comparison]]
-) -> tuple[RowDifference, ...]:
+def _with_holm(models: ContenderScores) -> tuple[RowDifference, ...]:
     """The comparisons of the soup with each row.
 
     P-values against single models serve the intersection-union claim and need no other correction. Those against
@@ -375,16 +403,17 @@ def _with_holm(
     """
     # {recipe id: p-value}
     secondary = {}
-    for contender, comparison in pairs:
-        if contender.kind not in SINGLE_KINDS:
-            secondary[contender.recipe.id] = comparison.p_look
+    for other, comparison in zip(models.others, models.comparisons, strict=True):
+        if other.kind not in SINGLE_KINDS:
+            secondary[other.recipe.id] = comparison.p_look
     adjusted = dict(zip(secondary, holm(list(secondary.values())), strict=True))
     differences = []
-    for contender, comparison in pairs:
+    for other, comparison in zip(models.others, models.comparisons, strict=True):
         p_holm = None
-        if contender.kind not in SINGLE_KINDS:
-            p_holm = adjusted[contender.recipe.id]
-        differences.append(RowDifference.of(comparison, unit, contender.kind, p_holm))
+        if other.kind not in SINGLE_KINDS:
+            p_holm = adjusted[other.recipe.id]
+        difference = RowDifference.of(comparison, models.unit)
+        differences.append(replace(difference, kind=other.kind, p_holm=p_holm))
     return tuple(differences)
 
 
@@ -434,7 +463,6 @@ def trajectory_evidence(
     objective = steps.settings.objective
     unit = steps.settings.evaluator.unit
     names = steps.pool.names
-    looks = state.look.number
     # {recipe id: scores on the test split}
     measured = state.measured[OWN_BENCHMARK]
     winner = state.searched.winner
@@ -449,9 +477,14 @@ def trajectory_evidence(
     for pair in steps.replicates(soup):
         replicates.append([measured[recipe.id] for recipe in pair])
 
-    average = Contender(name="average", kind="soup", recipe=soup)
-    last = Contender(name="last", kind="last", recipe=steps.single(names[-1]))
-    versus_last = Pair.of(average, last, measured, test.table, looks)
+    versus_last = ContenderScores(
+        unit=unit,
+        soup=Contender(name="average", kind="soup", recipe=soup),
+        others=[Contender(name="last", kind="last", recipe=steps.single(names[-1]))],
+        scores=measured,
+        objective=objective,
+        look=state.look.number,
+    )
     return describe(
         trajectory,
         steps.weights_of(soup),
@@ -460,8 +493,8 @@ def trajectory_evidence(
         test,
         measured[soup.id],
         replicates,
-        Level(looks),
-        categories=by_category(unit, [versus_last]),
+        Level(state.look.number),
+        categories=by_category(unit, versus_last.pairs),
     )
 
 

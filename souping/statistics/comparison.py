@@ -65,6 +65,17 @@ class Comparison:
         return self.estimate.high
 
     @property
+    def least(self) -> float:
+        """The smallest difference that is beyond chance: the farther limit's distance, and of a difference that is
+        beyond chance that of the limit which shows it."""
+        difference, low, high = self.estimate
+        if low > 0:
+            return difference - low
+        if high < 0:
+            return high - difference
+        return max(difference - low, high - difference)
+
+    @property
     def p_family(self) -> float:
         """p-value corrected for the tests among which this one may have been picked."""
         return self.level.over_tests(self.p_alone)

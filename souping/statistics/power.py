@@ -100,13 +100,11 @@ class RunPower:
 
     comparison: Comparison
     scores: ScoreTable
-    a: str
-    b: str
 
     @cached_property
     def _parts(self) -> VarianceParts:
         """Variance of the difference on the items that all runs answered."""
-        return split_variance(self.scores.scored, self.a, self.b)
+        return split_variance(self.scores.scored, self.comparison.a, self.comparison.b)
 
     @cached_property
     def _detectable_now(self) -> float:
@@ -124,7 +122,8 @@ class RunPower:
     @cached_property
     def _runs(self) -> tuple[int, int]:
         """Numbers of runs of the two models."""
-        return len(self.scores.counted(self.a)), len(self.scores.counted(self.b))
+        a = self.scores.counted(self.comparison.a)
+        return len(a), len(self.scores.counted(self.comparison.b))
 
     def detectable(self, more_runs: int = 0, times_items: float = 1.0) -> float:
         """The difference that has 80 % power with `more_runs` of each model, on `times_items` times the items.

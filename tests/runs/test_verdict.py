@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from souping.analysis.alternatives import Alternatives, alternatives, best_by_category, routed
+from souping.analysis.alternatives import best_by_category, routed, with_alternatives
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS, Estimate
-from souping.report.content import Router, UpperBound
+from souping.report.content import Report, Router, UpperBound
 from souping.runs.verdict import Verdict, power_in_words, power_summary, verdict
 from souping.statistics.comparison import Comparison
 from souping.statistics.levels import Level
@@ -204,11 +205,12 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
     routes = best_by_category(list(ingredients), table, [item.category for item in ITEMS])
     router = routed(ingredients, routes, table.models)
-    found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, router, Mean())
+    report = Report(name="run")
+    found = with_alternatives(report, 0.9, scores(1, 1, 1, 0), ingredients, router, Mean())
     losses = scores(31, 30, 29, 30)
     router = routed({"a": losses}, dict.fromkeys(routes, "a"), table.models)
-    without_fractions = alternatives(POINTS, 30.0, losses, {"a": losses}, router, Mean())
-    assert without_fractions == Alternatives(selection_bias=0.0)
+    without_fractions = with_alternatives(report, 30.0, losses, {"a": losses}, router, Mean())
+    assert without_fractions == replace(report, selection_bias=0.0)
     assert found.selection_bias == pytest.approx(0.15)
     assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)
     assert found.upper_bound == UpperBound(score=1.0, models=2, answers=2)

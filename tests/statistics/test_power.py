@@ -74,7 +74,7 @@ def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() 
     right = {name: (rng.random((4, 300)) < 0.6) * 1.0 for name in "ab"}
     table = ScoreTable.complete(one_category(np.arange(300)), right)
     comparison = contrast(table, "a", "b")
-    power = RunPower(comparison=comparison, scores=table, a="a", b="b")
+    power = RunPower(comparison=comparison, scores=table)
     assert comparison.degrees == 6
     for margin in (0.5 * power.detectable(), power.detectable(), 2 * power.detectable()):
         needed = power.items_for(margin)
@@ -84,5 +84,5 @@ def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() 
     # A shift of a whole run does not get smaller on more items.
     shifted = {"a": right["a"] * 0 + np.array([[0.2], [0.4], [0.6], [0.3]]), "b": right["b"]}
     table = ScoreTable.complete(one_category(np.arange(300)), shifted)
-    power = RunPower(comparison=contrast(table, "a", "b"), scores=table, a="a", b="b")
+    power = RunPower(comparison=contrast(table, "a", "b"), scores=table)
     assert power.items_for(0.01) is None
