@@ -174,9 +174,8 @@ class _Values:
         """The Shapley value of a player, from what each item adds to it [I], with its interval and its categories."""
         unit = self.run.unit
         table = ItemTable.of(self.everybody.items, self.run.objective)
-        interval = objective_interval(ModelScores(items=table, values=values))
-        estimate = Estimate(self.objective(values), interval.low, interval.high)
-        value, low, high = unit.raw_estimate(estimate)
+        _, low, high = objective_interval(ModelScores(items=table, values=values)).estimate
+        value, low, high = unit.raw_estimate(Estimate(self.objective(values), low, high))
         means = {}
         for c, name in enumerate(table.names):
             means[name] = unit.raw(float(values[table.categories == c].mean()))

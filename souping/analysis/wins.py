@@ -377,8 +377,8 @@ def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemSha
     if np.isin(weights, (0.0, 1.0)).all():
         counted = weights == 1
         items = one_category(groups[counted])
-        interval = rate(ModelScores(items=items, values=values[counted]))
-        return ItemShare(items=total, share=interval.mean, low=interval.low, high=interval.high)
+        share, low, high = rate(ModelScores(items=items, values=values[counted])).estimate
+        return ItemShare(items=total, share=share, low=low, high=high)
 
     # A ratio is linear in the groups by their influence [G]; n / (n - 1) sum of its squares.
     share = float((weights * values).sum() / total)

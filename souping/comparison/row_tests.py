@@ -184,9 +184,7 @@ def _row_verdict(
     """
     row = test.row
     comparison = test.comparison(tests)
-    difference = comparison.difference
-    low = comparison.low
-    high = comparison.high
+    difference, low, high = comparison.estimate
     if not row.higher_is_better:
         # The test turned the scores.
         difference = -comparison.difference

@@ -18,6 +18,7 @@ from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
 from souping.statistics.comparison import Comparison
 from souping.statistics.intervals import Interval
+from souping.statistics.levels import Level
 
 SCHEMA = 1
 """Version of the keys of report.json."""
@@ -123,10 +124,11 @@ class PairedDifference:
             discordant=comparison.discordant,
         )
 
-    @property
-    def p_shown(self) -> MaybeFloat:
-        """The p-value that pages show."""
-        return self.p_value
+    def p_at(self, look: int | None) -> MaybeFloat:
+        """`p_value` corrected for the looks at the items, which a page shows."""
+        if self.p_value is None:
+            return None
+        return Level(look or 1).corrected(self.p_value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +158,6 @@ class RowDifference(LookDifference):
     """corrected by Holm over the uniform soups and the router, `null` for single models"""
     tests: MaybeFloat = None
     """comparisons among which this one may have been picked at a later look"""
-
-    @classmethod
-    def of(cls, comparison: Comparison, unit: Unit) -> Self:
-        return replace(super().of(comparison, unit), tests=comparison.level.tests)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,6 @@ from souping.report.format import (
     share,
     verdict_word,
 )
-from souping.statistics.levels import Level
 
 JsonRow = Mapping[str, Json]
 """An object inside a report: a row, a comparison, a trial."""
@@ -254,7 +253,6 @@ def loss_table(report: Report, pairs: Sequence[CategoryDifference]) -> TableGrid
         "smallest difference that would show",
         "the soup is",
     )
-    level = Level(look_of(report))
     lines = []
     for pair in pairs:
         line = (
@@ -262,7 +260,7 @@ def loss_table(report: Report, pairs: Sequence[CategoryDifference]) -> TableGrid
             count(pair.n),
             unit.score(pair.difference, sign=True),
             whiskers(unit, pair),
-            p_value(None if pair.p_value is None else level.corrected(pair.p_value)),
+            p_value(pair.p_at(look_of(report))),
             unit.score(pair.least),
             verdict_word(pair.verdict),
         )

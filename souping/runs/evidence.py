@@ -295,10 +295,10 @@ def gather_evidence(report: Report, models: ContenderScores, terms: VerdictTerms
 def _variances(
     models: ContenderScores, contenders: Sequence[Contender]
 ) -> dict[str, ObjectiveVariance]:
-    """{model: variance of its objective} of those of the contenders for which `variance` has one."""
+    """{model: variance of its objective} of those of the contenders for which `_variance` has one."""
     variances = {}
     for contender in contenders:
-        objective_variance = variance(models.unit, models.of(contender), models.table)
+        objective_variance = _variance(models, models.of(contender))
         if objective_variance is not None:
             variances[contender.name] = objective_variance
     return variances
@@ -412,8 +412,13 @@ def _with_holm(models: ContenderScores) -> tuple[RowDifference, ...]:
         p_holm = None
         if other.kind not in SINGLE_KINDS:
             p_holm = adjusted[other.recipe.id]
-        difference = RowDifference.of(comparison, models.unit)
-        differences.append(replace(difference, kind=other.kind, p_holm=p_holm))
+        difference = replace(
+            RowDifference.of(comparison, models.unit),
+            kind=other.kind,
+            p_holm=p_holm,
+            tests=comparison.level.tests,
+        )
+        differences.append(difference)
     return tuple(differences)
 
 
@@ -433,7 +438,7 @@ def category_losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
     )
 
 
-def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVariance | None:
+def _variance(models: ContenderScores, scores: ItemScores) -> ObjectiveVariance | None:
     """Variance of a linear objective, split into the draw of the items and that of their answers.
 
     None without repeated answers, or for an objective that is no weighted mean. An item's score is the mean of its
@@ -441,11 +446,12 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVaria
     did not all score alike.
     """
     model = "model"
+    table = models.table
     total = float(table.grouped(scores.values).variances.sum())
     answers = answer_variance(ScoreTable.measured(table, {model: scores}), total, model)
     if answers is None or table.value is not None:
         return None
-    square = unit.factor**2
+    square = models.unit.factor**2
     return ObjectiveVariance(
         objective=total / square,
         items=(total - answers) / square,

@@ -59,9 +59,10 @@ def _check(
     # The 95 % interval, widened on both sides to the level of one of `count` checks, but not beyond the scores' span.
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
     bottom, top = model.span
-    low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
-    high = min(top, interval.mean + factor * (interval.high - interval.mean))
-    measured, low, high = unit.raw_estimate(Estimate(interval.mean, low, high))
+    mean, low, high = interval.estimate
+    low = max(bottom, mean - factor * (mean - low))
+    high = min(top, mean + factor * (high - mean))
+    measured, low, high = unit.raw_estimate(Estimate(mean, low, high))
     return ExpectedCheck(
         candidate=expectation.candidate,
         category=expectation.category,

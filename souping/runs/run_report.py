@@ -63,7 +63,6 @@ def frozen_report(settings: RunSettings, splits: Splits, searched: Searched) -> 
     unit = settings.evaluator.unit
     selected = searched.selected
     power = selected.power
-    sizes = splits.counts()
     return Report(
         name=settings.name,
         unit=unit,
@@ -72,7 +71,7 @@ def frozen_report(settings: RunSettings, splits: Splits, searched: Searched) -> 
         objective=_objective(settings, searched.winner),
         selection=selection_summary(unit, selected.selection, selected.scores),
         recipe=recipe_summary(searched.winner.recipe),
-        splits=SplitSizes(select=sizes["select"], search=sizes["search"], test=sizes["test"]),
+        splits=read(SplitSizes, splits.counts()),
         items=splits.content,
         power=None if power is None else power_summary(power, unit),
         expected_check=selected.expected_check,

@@ -37,18 +37,6 @@ class Interval:
     groups: int
     effective_n: float
 
-    @property
-    def mean(self) -> float:
-        return self.estimate.value
-
-    @property
-    def low(self) -> float:
-        return self.estimate.low
-
-    @property
-    def high(self) -> float:
-        return self.estimate.high
-
 
 # ---------------------------------------------------------------- one category
 

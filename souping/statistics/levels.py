@@ -29,11 +29,6 @@ def penalty(looks: int) -> int:
     return looks * (looks + 1)
 
 
-def over_looks(p_value: float, looks: int) -> float:
-    """p-value corrected for the looks at these items so far, this one included."""
-    return min(1.0, p_value * penalty(looks))
-
-
 @dataclass(frozen=True)
 class Level:
     """Level of one of several `tests` at the `looks`-th look at the same items."""
@@ -70,8 +65,8 @@ class Level:
         return min(1.0, self.tests * p_value)
 
     def corrected(self, p_value: float) -> float:
-        """p-value corrected for the tests and the looks."""
-        return over_looks(self.over_tests(p_value), self.looks)
+        """p-value corrected for the tests, and for the looks at these items so far, this one included."""
+        return min(1.0, self.over_tests(p_value) * penalty(self.looks))
 
 
 FIRST_LOOK = Level()

@@ -16,7 +16,7 @@ from souping.core.types import Item
 from souping.core.unit import POINTS
 from souping.runs.evidence import Pair, by_category
 from souping.statistics import bootstrap_t, comparison, joint
-from souping.statistics.levels import ALPHA, Level, over_looks
+from souping.statistics.levels import ALPHA, Level
 from souping.statistics.scores import Answers, ItemTable, ScoreTable
 from tests.logs.test_readers import Frame
 
@@ -154,7 +154,7 @@ def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seed
         assert excludes_zero(whole) == (whole.p_look < ALPHA)
         shown += excludes_zero(whole)
         for difference in by_category(POINTS, [pair]):
-            significant = over_looks(difference.p_value, pair.level.looks) < ALPHA
+            significant = difference.p_at(pair.level.looks) < ALPHA
             assert excludes_zero(difference) == significant
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
             # No difference that is shown is smaller than the smallest that can be.
@@ -205,8 +205,7 @@ def test_compare_says_of_a_category_what_the_report_says(number: int) -> None:
     for name, row in rows.items():
         said = reported[name]
         numbers = [row.difference, row.low, row.high, row.p_value]
-        p_value = over_looks(said.p_value, pair.level.looks)
-        expected = [said.difference, said.low, said.high, p_value]
+        expected = [said.difference, said.low, said.high, said.p_at(pair.level.looks)]
         assert numbers == pytest.approx(expected, abs=1e-12)
         assert row.level == pytest.approx(said.level)
 

@@ -16,7 +16,7 @@ from souping.statistics import flips as module
 from souping.statistics.comparison import Comparison, better_than_every
 from souping.statistics.flips import INTERVAL_SALT, drawn_sums
 from souping.statistics.grouped import design
-from souping.statistics.levels import FIRST_LOOK, Level, holm, over_looks, penalty
+from souping.statistics.levels import FIRST_LOOK, Level, holm, penalty
 from souping.statistics.power import items_for
 from tests.support.flips import compare, sign_flip
 
@@ -255,8 +255,8 @@ def test_better_than_every_is_the_largest_p() -> None:
 
 
 def test_the_first_look_costs_nothing_and_all_of_them_together_half_the_level() -> None:
-    assert [over_looks(0.001, k) for k in (1, 2, 5)] == pytest.approx([0.001, 0.006, 0.03])
-    assert over_looks(0.2, 20) == 1.0
+    assert [Level(k).corrected(0.001) for k in (1, 2, 5)] == pytest.approx([0.001, 0.006, 0.03])
+    assert Level(20).corrected(0.2) == 1.0
     assert sum(1 / penalty(k) for k in range(1, 10_000)) < 1.5
 
 

@@ -102,7 +102,7 @@ class TestAgainstSacrebleusBootstrap:
         metric = {"bleu": sacrebleu.metrics.BLEU, "chrf": sacrebleu.metrics.CHRF}[kind]()
         theirs = metric.corpus_score(texts, [references], n_bootstrap=1000)
         values = pseudo_values(kind, statistics(kind, references, texts))
-        ours = rate(ModelScores(items=one_category(np.arange(300)), values=values))
+        ours = rate(ModelScores(items=one_category(np.arange(300)), values=values)).estimate
         assert (ours.high - ours.low) / 2 == pytest.approx(theirs._ci / 100, rel=0.12)
 
     @pytest.mark.parametrize(("noise", "differs"), [(0.30, True), (0.35, False)])
