@@ -31,7 +31,7 @@ from souping.evaluate.bfcl import (
     records,
     run_bfcl_eval,
 )
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 from souping.logs.bfcl_items import LIVE_ITEMS, SINGLE_TURN
 
 

@@ -29,7 +29,7 @@ from souping.logs.match import MatchedMetric
 from souping.statistics.comparison import contrast
 from souping.statistics.levels import Level
 from souping.statistics.power import detectable
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 Array = np.ndarray
 Rng = np.random.Generator

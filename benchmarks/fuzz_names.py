@@ -24,7 +24,7 @@ import psutil
 from souping.checkpoints.layouts import RULES
 from souping.checkpoints.names import described, map_names
 from souping.core.types import UserError
-from tests.checkpoints.test_names import LAYOUTS, MEGATRON, PLAIN, SIZES
+from tests.support.layouts import LAYOUTS, MEGATRON, PLAIN, SIZES
 
 MEMORY = 1 << 30
 SECONDS = 20

@@ -30,10 +30,10 @@ import numpy as np
 
 from benchmarks.nulls import Layout
 from souping.analysis.guards import Guard, guard_tests
-from souping.answers.choices import Choices
 from souping.answers.claims import Claim, Look, Measurement, pair_digest
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
+from souping.answers.report_choices import Choices
 from souping.answers.store import IN_MEMORY, Store
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
@@ -43,7 +43,7 @@ from souping.runs.held_out import HeldOutItems
 from souping.runs.steps import Stage
 from souping.statistics.comparison import contrast
 from souping.statistics.levels import ALPHA, Level, penalty
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 LEVEL = 0.0375
 """False claims over any number of looks."""

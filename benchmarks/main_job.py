@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from souping.statistics.comparison import contrast
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 SEARCHES = ("adaptive", "grid")
 

@@ -43,7 +43,7 @@ from souping.search.loop import RecipeEvaluator, result_of
 from souping.selection import All, SoCE
 from souping.statistics.comparison import Comparison, contrast, same_model
 from souping.statistics.power import measured_power
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 Rows = np.ndarray
 DRAWS = 499

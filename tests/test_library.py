@@ -18,7 +18,7 @@ import souping
 from souping.core.protocols import ModuleSettings
 from souping.core.types import UserError
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
-from souping.report.files import as_json
+from souping.report.run_files import as_json
 from tests.conftest import ROOT
 
 NAMES = """
@@ -35,6 +35,22 @@ def test_the_surface_is_what_is_written_here() -> None:
     assert all(getattr(souping, name) for name in souping.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'soup_of_the_day'"):
         _ = souping.soup_of_the_day
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """`from MODULE import NAME as NAME` is how type checkers know a name as exported."""
+    tree = ast.parse(Path(souping.__file__).read_text())
+    (checked,) = [
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    names = {}
+    for line in checked:
+        assert isinstance(line, ast.ImportFrom)
+        assert all(alias.name == alias.asname for alias in line.names)
+        names[line.module] = tuple(alias.name for alias in line.names)
+    assert names == souping._MODULES
 
 
 def test_every_name_is_documented() -> None:
@@ -130,7 +146,7 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
         ({"min_gain": float("nan")}, "^min_gain="),
     ],
 )
-def test_invalid_arguments(
+def test_a_wrong_argument_is_named_before_anything_is_written(
     settings: dict[str, Any], tmp_path: Path, given: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(souping.UserError, match=words):

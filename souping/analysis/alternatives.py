@@ -6,17 +6,17 @@ Shape legend: K ingredients, I items, C categories.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from souping.core.protocols import Objective
-from souping.core.types import ItemScores, ScoreMatrix
+from souping.core.types import ItemScores, ScoreMatrix, frozen
 from souping.report.content import Report, Router, UpperBound
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RoutedAnswers:
     """A router: `routes` are {category: ingredient}; `scores` has each item's score by the ingredient that answers it.
 

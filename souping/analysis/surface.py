@@ -9,7 +9,6 @@ Shape legend: S points, K ingredients, C categories, I items, D draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,31 +16,26 @@ import numpy as np
 from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights
+from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights, frozen
 from souping.core.unit import Estimate, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.search.points import grid_size, uniform, vertices, weight_grid, weights_key
+from souping.search.points import uniform, vertices, weight_grid, weights_key
 from souping.search.surrogate import RISE, SoupModel, draws
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Evaluated soups without which there is no surface, and most points of one.
+# Evaluated soups without which there is no surface.
 FEWEST_SOUPS = 5
-MOST_POINTS = 150
-# {step: the next wider one}
-WIDER_STEP = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}
 # Most soups that the model is fitted on.
 FITTED = 400
 CONFIDENCE = 0.95
-# Step of the weights.
-STEP = 0.1
 # Draws of the posterior that the width of a band is estimated from.
 BAND_DRAWS = 2000
 # Factor of a band's width for what the posterior takes for certain (the scales and the smoothness):
@@ -168,15 +162,17 @@ def _item_samples(answered: BoolArray, categories: IntArray, count: int) -> list
 
 @component
 class ResponseSurface(Analysis):
-    """Bands over a grid of weights of `STEP`."""
+    """Bands over the grid of weights in steps of 0.1, the single ingredients and the uniform soup."""
 
     def analyse(self, run: RunScores) -> SurfaceResult:
         evaluated = _evaluated(run)
         names = run.soups.ingredients
         split = ItemTable.of(next(iter(run.search.values())).items, run.objective)
 
-        # The points of the surface, then further ones that the model is fitted on.
-        surface = dict.fromkeys(self._points(len(names)))
+        # The points of the surface (at most 133), then further ones that the model is fitted on.
+        k = len(names)
+        grid = (uniform(k), *vertices(k), *weight_grid(k))
+        surface = dict.fromkeys(map(weights_key, grid))
         size = len(surface)
         points = [*surface, *(point for point in evaluated if point not in surface)]
         items = next(iter(evaluated.values())).size
@@ -214,16 +210,6 @@ class ResponseSurface(Analysis):
             categories=categories,
             width=run.unit.size(width),
         )
-
-    def _points(self, size: int) -> Sequence[tuple[float, ...]]:
-        """The uniform soup, the single ingredients, and a grid, whose step is wider if its points were too many."""
-        step = STEP
-        while grid_size(size, step) > MOST_POINTS and step < 0.5:
-            step = WIDER_STEP.get(round(step, 3), 0.5)
-        return [
-            weights_key(point)
-            for point in (uniform(size), *vertices(size), *weight_grid(size, step))
-        ]
 
 
 def answer_table(
@@ -272,7 +258,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
 # How it is shown
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SurfaceLimits:
     """Differences to the uniform soup, point by point, with limits that hold for all of them at once."""
 
@@ -284,7 +270,7 @@ class SurfaceLimits:
     """upper limits"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SurfaceResult(AnalysisResult):
     """Predicted scores over the weights."""
 

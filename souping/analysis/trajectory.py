@@ -8,14 +8,14 @@ Shape legend: K checkpoints, I items, R training runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from souping.checkpoints.pool import Trajectory
 from souping.checkpoints.trajectory import Member
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, ItemScores, Trial, Weights
+from souping.core.types import FloatArray, ItemScores, Trial, Weights, frozen
 from souping.core.unit import Unit
 from souping.report.content import (
     CategoryDifference,
@@ -26,10 +26,10 @@ from souping.report.content import (
     TrajectoryResult,
     WindowRow,
 )
-from souping.search.trajectory import windows
+from souping.search.windows import windows
 from souping.statistics.comparison import Comparison, contrast
 from souping.statistics.levels import FIRST_LOOK, Level
-from souping.statistics.scores import Answers, ItemTable, ScoreTable
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable
 
 SOUP_AVERAGE = "average"
 LAST_CHECKPOINT = "last"
@@ -38,7 +38,7 @@ CHECKPOINTS_MEAN = "checkpoints_mean"
 NEIGHBOURS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CheckpointScores:
     """Scores of a run's checkpoints, oldest first, on the items of a split. A report has them in the `unit`."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -28,6 +28,7 @@ from souping.core.types import (
     FloatArray,
     Item,
     ItemScores,
+    Names,
     Outcome,
     Recipe,
     Record,
@@ -136,9 +137,11 @@ class Evaluation(RecipeEvaluator):
         self._grade = grade
         # {number of a block request: (block request, the request that waits for it, block)}
         self._sent: dict[int, tuple[Request, Pending, Block]] = {}
-        # Requests with all of their answers that `collect` has not returned yet.
-        self._done: deque[Pending] = deque()
+        # {number: request} of those with all of their answers that `collect` has not returned yet.
+        self.answered: dict[int, Pending] = {}
         self._requests = 0
+        # {fingerprint of a soup: {ids of items: scores}} as they were read, until the soup gets answers.
+        self._stored_scores: dict[str, dict[Names, ItemScores]] = {}
         self.evaluated = 0
         self.reused = 0
         sampling = evaluator.sampling
@@ -167,12 +170,11 @@ class Evaluation(RecipeEvaluator):
 
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         """Scores of each soup on the items, in the order of the soups."""
-        # A subclass may fix the order in which a search submits and collects, which does not matter here.
         for number, recipe in enumerate(soups):
-            Evaluation.submit(self, Request(number=number, recipe=recipe, items=tuple(items)))
+            self.submit(Request(number=number, recipe=recipe, items=tuple(items)))
         by_number = {}
         for _ in soups:
-            request, scores = Evaluation.collect(self)
+            request, scores = self.collect()
             by_number[request.number] = scores
         return [by_number[number] for number in range(len(soups))]
 
@@ -185,12 +187,17 @@ class Evaluation(RecipeEvaluator):
         # The one that `Pending.open` began with.
         self._close_one(pending)
 
-    def collect(self) -> tuple[Request, ItemScores]:
-        """(a submitted request that has all of its answers, its scores); waits until a request has all."""
-        while not self._done:
+    def collect(self, number: int | None = None) -> tuple[Request, ItemScores]:
+        """(a submitted request that has all of its answers, its scores); waits until a request has all.
+
+        It is the first that had all, or that of this `number`, which is one of those `answered`.
+        """
+        while not self.answered:
             block_request, response = self._workers.take()
             self._finish(*self._sent.pop(block_request.number), response)
-        pending = self._done.popleft()
+        if number is None:
+            number = next(iter(self.answered))
+        pending = self.answered.pop(number)
         return pending.request, pending.scores()
 
     def _send(self, pending: Pending, block: Block) -> None:
@@ -237,7 +244,7 @@ class Evaluation(RecipeEvaluator):
     def _close_one(self, pending: Pending) -> None:
         pending.open -= 1
         if not pending.open:
-            self._done.append(pending)
+            self.answered[pending.request.number] = pending
 
     def _commit(
         self,
@@ -264,6 +271,7 @@ class Evaluation(RecipeEvaluator):
     def _give(self, pending: Pending, block: Block, records: Mapping[str, Record]) -> None:
         """Give a block's answers to a request, what the store had and the new `records`, and count them."""
         pending.take(block, {**block.known, **records})
+        self._stored_scores.pop(pending.request.recipe.fingerprint, None)
         reused = len(block.items) - len(block.missing)
         self.evaluated += len(block.missing)
         self.reused += reused
@@ -321,7 +329,14 @@ class Evaluation(RecipeEvaluator):
         return {name: records for name, records in answers.items() if len(records) == repeats}
 
     def stored_scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
-        """Scores of the items with stored answers."""
+        """Scores of the items with stored answers, which are looked up once."""
+        known = self._stored_scores.setdefault(recipe.fingerprint, {})
+        names = tuple(item.id for item in items)
+        if names not in known:
+            known[names] = self._scores_in_store(recipe, items)
+        return known[names]
+
+    def _scores_in_store(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
         answers = self.stored_answers(recipe, items)
         answered = [item for item in items if item.id in answers]
         if not answered:

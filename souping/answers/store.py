@@ -67,6 +67,10 @@ APPLICATION_ID = 0x534F5550
 """`application_id` of our files ("SOUP")."""
 IN_MEMORY = ":memory:"
 """Path of a store that is kept in memory and ends with its process."""
+ROW_BYTES = 500
+"""Bytes of an answer in memory without its text and tokens."""
+LOADED_BYTES = 64_000_000
+"""Bytes of answers that are kept in memory, so that a soup's are read from the file once."""
 Mixture = dict[str, float]
 """Shares of a model by ingredient; a single model is one ingredient."""
 
@@ -135,6 +139,15 @@ class StoredAnswers:
         return sum(map(len, self._blocks.values()))
 
     @property
+    def size(self) -> int:
+        """Bytes of the answers, roughly."""
+        size = 0
+        for blocks in self._blocks.values():
+            for rows in blocks.values():
+                size += sum(ROW_BYTES + len(row.output) + len(row.tokens) for row in rows.values())
+        return size
+
+    @property
     def repeats(self) -> int:
         """Number of answers of the item that has the most, 0 without answers."""
         return 1 + max((repeat for _, repeat in self._blocks), default=-1)
@@ -185,6 +198,10 @@ class Store:
                 self._db.close()
                 raise
         self._file = self._inode()
+        # {(soup, evaluator): answers} as they were read at this version of the file, with their bytes at most.
+        self._loaded: dict[tuple[str, str], StoredAnswers] = {}
+        self._loaded_bytes = 0
+        self._loaded_version: int | None = None
 
     def _prepare(self) -> None:
         """Make the file a store, unless it is one. Nothing is written to another program's file."""
@@ -298,7 +315,25 @@ class Store:
     # ------------------------------------------------------------ answers
 
     def load(self, soup: str, evaluator: str) -> StoredAnswers:
-        """All answers of this soup under this evaluator (their fingerprints)."""
+        """All answers of this soup under this evaluator (their fingerprints).
+
+        They are read from the file unless they were read before and nobody has written since.
+        """
+        with self.reading() as db:
+            # It changes when another connection writes; `add` forgets what this one wrote.
+            (version,) = db.execute("PRAGMA data_version").fetchone()
+        if version != self._loaded_version or self._loaded_bytes > LOADED_BYTES:
+            self._loaded.clear()
+            self._loaded_bytes = 0
+            self._loaded_version = version
+        key = (soup, evaluator)
+        if key not in self._loaded:
+            self._loaded[key] = self._read(soup, evaluator)
+            self._loaded_bytes += self._loaded[key].size
+        return self._loaded[key]
+
+    def _read(self, soup: str, evaluator: str) -> StoredAnswers:
+        """The answers in the file."""
         blocks: Blocks = {}
         with self.reading() as db:
             rows = db.execute(
@@ -350,6 +385,7 @@ class Store:
                     _insert(
                         db, "grades", *key, row_number(item.scorer_digest), record.score, counts
                     )
+        self._loaded.pop((recipe.fingerprint, evaluator), None)
 
     def has_answers(self, recipe: str, questions: Iterable[str]) -> bool:
         """Whether a soup (the id of its recipe) answered one of these questions."""

@@ -21,16 +21,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.commands import add_overrides, parser_of
 from souping.cli.config import is_merge, register, resolved
-from souping.cli.help import folder
 from souping.cli.listing import named_folder
 from souping.cli.process import interrupts_raise
-from souping.cli.settings import run_settings, unresolved
+from souping.cli.settings_from_config import run_settings, unresolved
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
+from souping.core.system import conf_folder
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
-from souping.report.files import read_run_config
 from souping.report.progress import show_warnings
+from souping.report.run_files import read_run_config
 from souping.soups.settings import STORE, target
 
 ANALYSIS_OVERRIDE = re.compile(r"\+{0,2}analysis\b[^=]*=")
@@ -53,7 +53,7 @@ def begin() -> None:
 def analyse_run(arguments: Sequence[str], plans: bool) -> None:
     """Add analyses to a finished run; if it only `plans`, print what they would evaluate."""
     from souping.runs.asking import Waiting
-    from souping.runs.finished import add_analyses
+    from souping.runs.further_analyses import add_analyses
 
     parser = parser_of("analyse")
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -171,7 +171,7 @@ def _composed(
     if choices:
         places = ",".join(str(Path(place).resolve()) for place in choices)
         words.append(f"hydra.searchpath=[{places}]")
-    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         return unresolved(compose("config", words))
 
 
@@ -179,7 +179,7 @@ def _composed(
 def shipped() -> frozenset[str]:
     """Classes and functions that the choices of this package name: all that a run directory may have built."""
     names = set[str]()
-    for path in folder().rglob("*.yaml"):
+    for path in conf_folder().rglob("*.yaml"):
         names |= set(re.findall(r"_target_:\s*([\w.]+)", path.read_text(encoding="utf-8")))
     return frozenset(names)
 

@@ -6,11 +6,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 
 from souping.cli.commands import COMMANDS, PLANNED
 from souping.core.fields import pick
-from souping.core.system import __version__, program
+from souping.core.system import __version__, conf_folder, program
 
 
 def completed() -> bool:
@@ -41,14 +40,6 @@ def completed() -> bool:
 HELP_FLAGS = ("--help", "-h")
 
 
-def folder() -> Path:
-    """The folder of the YAML files: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    if (package / "conf").is_dir():
-        return package / "conf"
-    return package.parent / "conf"
-
-
 def answered(words: Sequence[str]) -> bool:
     """Print what `--version`, `help`, `--help` or `help NAME...` request; False if the words are something else.
 
@@ -75,7 +66,9 @@ def overview() -> str:
     """The help of `conf/_hydra.yaml`, with the groups and their choices."""
     import yaml
 
-    text = str(yaml.safe_load((folder() / "_hydra.yaml").read_text())["hydra"]["help"]["template"])
+    text = str(
+        yaml.safe_load((conf_folder() / "_hydra.yaml").read_text())["hydra"]["help"]["template"]
+    )
     lines = "\n".join(f"{name}: {', '.join(choices(name))}" for name in groups())
     return text.replace("$APP_CONFIG_GROUPS", lines).rstrip()
 
@@ -83,13 +76,15 @@ def overview() -> str:
 def groups() -> list[str]:
     """Names of the groups: the folders of `conf/`."""
     return sorted(
-        path.name for path in folder().iterdir() if path.is_dir() and not path.name.startswith("_")
+        path.name
+        for path in conf_folder().iterdir()
+        if path.is_dir() and not path.name.startswith("_")
     )
 
 
 def choices(group: str) -> list[str]:
     """Names of a group's choices: its files."""
-    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
 
 
 def keys(name: str) -> Iterator[str]:
@@ -107,7 +102,7 @@ def keys(name: str) -> Iterator[str]:
         pick(choice, choices(group), f"help: {group}")
     for name in [choice] if choice else choices(group):
         yield f"{'+' * (group == 'experiment')}{group}={name}"
-        text = (folder() / group / f"{name}.yaml").read_text()
+        text = (conf_folder() / group / f"{name}.yaml").read_text()
         for line in text.splitlines():
             # Without `_target_` and Hydra's own comments.
             if not line.strip().startswith(("_", "# @")):

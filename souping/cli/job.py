@@ -33,13 +33,13 @@ from souping.cli.config import (
     resolved,
 )
 from souping.cli.errors import format_error
-from souping.cli.help import choices, folder
+from souping.cli.help import choices
 from souping.cli.process import DEBUG, interrupts_raise, stop
 from souping.cli.run_folder import CLAIM, claim, discard_refused
-from souping.cli.settings import as_yaml, merge_settings, run_settings, unresolved
+from souping.cli.settings_from_config import as_yaml, merge_settings, run_settings, unresolved
 from souping.cli.sweep import note_job
 from souping.core.files import write_atomically
-from souping.core.system import program
+from souping.core.system import conf_folder, program
 from souping.core.types import UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.progress import logged, show_warnings
@@ -56,7 +56,7 @@ def start() -> None:
     if root == "merge":
         from_file = chain.from_iterable(file.keys for file in SETTINGS_FILES)
         refuse_run_keys([*sys.argv[1:], *from_file])
-    hydra.main(version_base="1.3", config_path=str(folder()), config_name=root)(run_job)()
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=root)(run_job)()
 
 
 def _refuse_values(words: Sequence[str]) -> None:

@@ -93,9 +93,9 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
         finished.ON_RUNS[name](list(map(_at_home, arguments)), plans)
         return None
     if name in ("ask", "tell"):
-        from souping.cli import asking
+        from souping.cli import ask_and_tell
 
-        return asking.VERBS[name](arguments)
+        return ask_and_tell.VERBS[name](arguments)
     if name == "compare":
         from souping.cli import compare
 

@@ -16,8 +16,8 @@ from souping.core.text import safe
 from souping.core.types import SPLITS, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.content import Report
-from souping.report.files import read_report, read_selection
 from souping.report.render import output_console
+from souping.report.run_files import read_report, read_selection
 from souping.report.samples import SAMPLES_FILE, Sample, changed_items, read_samples, show_sample
 
 SHOW_HELP = """Without --fixed or --broke every item of the split counts. The items of the test split that are

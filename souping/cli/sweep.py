@@ -24,7 +24,7 @@ from souping.cli.errors import EXPECTED, explain, format_error
 from souping.cli.parts import build_part
 from souping.cli.process import EXIT_STATUSES, stop
 from souping.cli.run_folder import note_missing
-from souping.cli.settings import unresolved
+from souping.cli.settings_from_config import unresolved
 from souping.core.folders import numbered_folders
 from souping.core.reading import to_json
 from souping.core.system import program

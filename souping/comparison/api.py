@@ -24,12 +24,12 @@ from souping.core.fields import Count, check_arguments, load_json, pick
 from souping.core.files import errors_told, expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError
+from souping.logs.answer_tables import LogSource, is_scores
 from souping.logs.bfcl import VERSION
 from souping.logs.bfcl_average import categories_of, coefficients_of, overall
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read_logs
-from souping.logs.tables import LogSource, is_scores
 from souping.statistics.comparison import (
     VarianceParts,
     contrast,
@@ -39,7 +39,7 @@ from souping.statistics.comparison import (
 )
 from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import WARN_LOST, Level
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 AVERAGES = ("task", "item", "leaf", "bfcl")
 FEW_GROUPS = 30

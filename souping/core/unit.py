@@ -8,12 +8,11 @@ readers. Nothing in between has to know the unit. What is shown is worded here.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
 
 from souping.core.text import DASH, UNSAFE, confidence, if_finite, minus, signed
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, frozen
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
@@ -37,7 +36,7 @@ class Estimate(NamedTuple, Generic[FloatOrArray]):
     high: FloatOrArray
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Unit:
     """Unit of an evaluator's scores.
 

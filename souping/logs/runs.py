@@ -21,7 +21,7 @@ from souping.logs.records import (
     pick_model,
 )
 from souping.report.content import Report
-from souping.report.files import read_report
+from souping.report.run_files import read_report
 from souping.report.samples import SAMPLES_FILE, read_samples
 
 

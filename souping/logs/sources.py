@@ -10,12 +10,7 @@ from pathlib import Path
 from souping.core.files import expanded, near_folder, regular
 from souping.core.text import listed
 from souping.core.types import UserError
-from souping.logs.bfcl import read_bfcl
-from souping.logs.inspect import is_inspect, read_inspect
-from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
-from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
-from souping.logs.runs import read_run
-from souping.logs.tables import (
+from souping.logs.answer_tables import (
     Frame,
     LogSource,
     TableOptions,
@@ -25,6 +20,11 @@ from souping.logs.tables import (
     read_log_table,
     read_scores,
 )
+from souping.logs.bfcl import read_bfcl
+from souping.logs.inspect import is_inspect, read_inspect
+from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
+from souping.logs.runs import read_run
 
 LOG_KINDS = (
     "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "

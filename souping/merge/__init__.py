@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from souping.checkpoints.fingerprints import Cache
 from souping.checkpoints.folder import Like
@@ -160,6 +160,8 @@ class MergeBackend(Component, ABC):
     ingredient whose config and tokenizer the soup gets.
     """
 
+    by: ClassVar[str | None] = None
+    """What the recipes of this backend have for `settings.by`; None for those without it."""
     method: str = "linear"
     base_model: str | None = None
     """Folder or Hub name of the base model, where there is one."""

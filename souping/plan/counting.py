@@ -22,7 +22,7 @@ from souping.core.types import (
     UserError,
     frozen,
 )
-from souping.plan.content import Plan
+from souping.plan.plan_content import Plan
 from souping.plan.speed import IntRange, PlannedStage
 from souping.runs.state import Reported, Searched, Selected
 from souping.runs.steps import SEARCH, Candidates, Stage, Steps

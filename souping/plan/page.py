@@ -6,7 +6,7 @@ from itertools import chain
 
 from souping.analysis.guards import planned
 from souping.core.text import DASH, human
-from souping.plan.content import Plan, Range, total_range
+from souping.plan.plan_content import Plan, Range, total_range
 from souping.plan.speed import HUB_SPEED, READ_SPEED, IntRange, PlannedStage
 from souping.report import format
 from souping.report.cells import Section, grid

@@ -29,20 +29,20 @@ from souping.core.types import (
     UserError,
     refuse_start,
 )
-from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
+from souping.evaluate.benchmark import Splits
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, planned_files
-from souping.plan.content import Plan, as_dict
 from souping.plan.counting import CountedSteps, NotStoredError, PlannedPool, merged, not_stored
 from souping.plan.page import plan_sections
+from souping.plan.plan_content import Plan, as_dict
 from souping.plan.speed import PlannedStage, Speed, checked_speed, speed
 from souping.report.cells import Section
-from souping.report.files import as_json
 from souping.report.recipe import RecipeSummary
 from souping.report.render import show_sheet
+from souping.report.run_files import as_json
 from souping.runs import checks
 from souping.runs.execute import check_settings
-from souping.runs.machine import (
+from souping.runs.requirements import (
     Machine,
     machine_facts,
     missing_gpus,
@@ -50,7 +50,7 @@ from souping.runs.machine import (
     model_sizes,
     requirements_of,
 )
-from souping.runs.settings import RunSettings, items_of
+from souping.runs.settings import RunSettings
 from souping.runs.state import ExtraBenchmark
 from souping.runs.steps import Candidates, extra_benchmarks
 from souping.soups.card import soup_card
@@ -187,8 +187,8 @@ class _Planner:
 
     def _splits(self) -> Splits | None:
         """Read the items and cut them; None if that fails. An evaluator's own items may be on another machine."""
-        with self._attempt(is_local=isinstance(self.run.benchmark, EvaluatorBenchmark)):
-            self.items = items_of(self.run.evaluator, self.run.benchmark).items()
+        with self._attempt(is_local=self.run.benchmark.from_evaluator):
+            self.items = self.run.with_items().benchmark.items()
         if not self.items:
             return None
         with self._attempt():
@@ -199,10 +199,7 @@ class _Planner:
 
     def _outline(self) -> Splits | None:
         """The splits of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-        benchmark = self.run.benchmark
-        if not isinstance(benchmark, EvaluatorBenchmark):
-            return None
-        items = first_items(self.run.evaluator.prompts.outline(), benchmark.limit)
+        items = self.run.benchmark.outline(self.run.evaluator.prompts)
         return checks.cut_splits(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:

@@ -7,12 +7,12 @@ file. The text below a field is its meaning in the reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Self
 
 from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
-from souping.core.types import Names
+from souping.core.types import Names, frozen
 from souping.core.unit import POINTS, Unit
 from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
@@ -30,7 +30,7 @@ Matrix = tuple[tuple[MaybeFloat, ...], ...]
 # ---------------------------------------------------------------- scores and differences
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ScoreInterval:
     """Mean score with its 95 % interval."""
 
@@ -60,7 +60,7 @@ class ScoreInterval:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelRow:
     """A model on the test split, in one of its roles."""
 
@@ -79,7 +79,7 @@ class ModelRow:
     """the same for the objective"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PairedDifference:
     """The soup minus another model, paired by item."""
 
@@ -131,7 +131,7 @@ class PairedDifference:
         return Level(look or 1).corrected(self.p_value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LookDifference(PairedDifference):
     """A difference whose p-value is corrected for the looks at its items."""
 
@@ -148,7 +148,7 @@ class LookDifference(PairedDifference):
         return self.p_value if self.p_look is None else self.p_look
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RowDifference(LookDifference):
     """The soup minus the model of a row."""
 
@@ -160,7 +160,7 @@ class RowDifference(LookDifference):
     """comparisons among which this one may have been picked at a later look"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class JudgedDifference(PairedDifference):
     """The soup minus an ingredient on an extra benchmark."""
 
@@ -170,7 +170,7 @@ class JudgedDifference(PairedDifference):
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryDifference(PairedDifference):
     """A difference in one category. Its limits and p-value hold for all categories at once."""
 
@@ -182,7 +182,7 @@ class CategoryDifference(PairedDifference):
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryLosses:
     """The soup against the best candidate, category by category."""
 
@@ -198,7 +198,7 @@ class CategoryLosses:
     """per category a comparison that holds for all categories at once, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AnswerEnds:
     """How answers ended."""
 
@@ -210,7 +210,7 @@ class AnswerEnds:
     """share of answers missing"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelEnds(AnswerEnds):
     """How a model's answers ended."""
 
@@ -220,7 +220,7 @@ class ModelEnds(AnswerEnds):
     """{category: the same shares}"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ObjectiveVariance:
     """Variance of the objective if each item has several answers."""
 
@@ -234,7 +234,7 @@ class ObjectiveVariance:
     """share of items whose answers disagree"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class VerdictSummary:
     """The strongest claim that holds."""
 
@@ -254,7 +254,7 @@ class VerdictSummary:
     bounded as missing ones are, if any was cut"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PowerSummary:
     """What the test split can show."""
 
@@ -273,7 +273,7 @@ class PowerSummary:
 # ---------------------------------------------------------------- choices
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BenchmarkLabel:
     """The benchmark of a run."""
 
@@ -283,7 +283,7 @@ class BenchmarkLabel:
     """what its items are not"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ObjectiveSummary:
     """What the search maximised."""
 
@@ -295,7 +295,7 @@ class ObjectiveSummary:
     """the soup's score on the search split, which is optimistic because it chose the weights"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CorrelationTable:
     """Correlation of every two categories over models, with 95 % limits."""
 
@@ -309,7 +309,7 @@ class CorrelationTable:
     """upper limits"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionSummary:
     """The selected candidates, and why."""
 
@@ -345,7 +345,7 @@ class SelectionSummary:
     """scores that the selector saw: {model: {category: fraction}}"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionFile(SelectionSummary):
     """selection.json"""
 
@@ -355,7 +355,7 @@ class SelectionFile(SelectionSummary):
     """unit of the scores"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SplitSizes:
     """Numbers of items."""
 
@@ -371,7 +371,7 @@ class SplitSizes:
     """items of the test split that earlier reports showed, left out because the others show more without them"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchSummary:
     """What the optimiser says of its search. One of the user's may say other things."""
 
@@ -388,7 +388,7 @@ class SearchSummary:
     others: Mapping[str, Any] = rest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrialRow:
     """A row of trials.csv."""
 
@@ -408,7 +408,7 @@ class TrialRow:
     """answers that were stored before"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchUse:
     """What the search used."""
 
@@ -427,7 +427,7 @@ class SearchUse:
     others: Mapping[str, Any] = rest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunCost:
     """What the run took."""
 
@@ -451,7 +451,7 @@ class RunCost:
 # ---------------------------------------------------------------- checks and alternatives
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Router:
     """An ingredient per category, chosen on the select split."""
 
@@ -465,7 +465,7 @@ class Router:
     """answers per request"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class UpperBound:
     """The best answer of all ingredients to each item."""
 
@@ -477,7 +477,7 @@ class UpperBound:
     """answers per request"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExpectedCheck:
     """A score that was expected of a candidate."""
 
@@ -501,7 +501,7 @@ class ExpectedCheck:
     """`as expected`, `too low` or `too high`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExpectedSummary:
     """Expected scores of the candidates beside the measured ones."""
 
@@ -517,7 +517,7 @@ class ExpectedSummary:
     """one per expected score"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExtraResult:
     """The frozen soup and its ingredients on another benchmark."""
 
@@ -547,7 +547,7 @@ class ExtraResult:
     """number of the look at these items"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CorrelationPair:
     """Correlation of two categories."""
 
@@ -569,7 +569,7 @@ class CorrelationPair:
     """corrected for item noise"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class OtherChoice:
     """What the selector picks with another threshold, or without a model."""
 
@@ -585,7 +585,7 @@ class OtherChoice:
     """why nothing was selected"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionStability:
     """Whether the selector would choose again."""
 
@@ -622,7 +622,7 @@ class SelectionStability:
 # ---------------------------------------------------------------- a training run
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CheckpointRow:
     """A checkpoint of the training run."""
 
@@ -642,7 +642,7 @@ class CheckpointRow:
     """objective on the test split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class WindowRow:
     """An average of the last checkpoints, on the search split."""
 
@@ -664,7 +664,7 @@ class WindowRow:
     """minus the mean of the checkpoints, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NeighbourSpread:
     """Standard deviation of the objective between the last checkpoints."""
 
@@ -676,7 +676,7 @@ class NeighbourSpread:
     """on the test split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FurtherRuns:
     """The soup's weights on further training runs."""
 
@@ -686,7 +686,7 @@ class FurtherRuns:
     """difference over two or more runs, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrajectoryResult:
     """The chosen average of a training run beside its checkpoints."""
 
@@ -711,7 +711,7 @@ class TrajectoryResult:
 # ---------------------------------------------------------------- the report
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Report:
     """report.json, or as much of it as is known: the result of a step is None before the step."""
 

@@ -7,14 +7,13 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import regular, unpacked_limit
 from souping.core.parsing import read_json
 from souping.core.text import first_line, human
-from souping.core.types import UserError
+from souping.core.types import UserError, frozen
 from souping.core.unit import Unit
 from souping.report.format import clean
 from souping.report.tables import JsonRow
@@ -29,7 +28,7 @@ SHOWN_ANSWER_CHARS = 4000
 """Characters of an answer that are shown; of a longer one both ends."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SampleAnswers:
     """A model's answers to an item."""
 
@@ -49,7 +48,7 @@ class SampleAnswers:
         return "\n".join(f"{n}. {text}" for n, text in enumerate(answers, start=1))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Sample:
     """A line of a run's samples: an item with its answers."""
 

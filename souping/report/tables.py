@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any
 
 from souping.core.text import DASH, confidence
-from souping.core.types import Json
+from souping.core.types import Json, frozen
 from souping.core.unit import Unit
 from souping.core.weight_similarity import PoolSimilarity, Rounding
 from souping.report.cells import Section, TableCell, TableGrid, grid
@@ -64,7 +63,7 @@ UNIFORM = "uniform, "
 """How the names of uniform soups begin."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShownModel:
     """A model of the report with all its roles."""
 

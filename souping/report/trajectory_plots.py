@@ -11,7 +11,7 @@ from souping.core.types import FloatArray
 from souping.report.content import LookDifference, Report
 from souping.report.format import ROW_KINDS, count
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
-from souping.report.trajectory import SIDES, WINDOW_NAMES
+from souping.report.trajectory_sections import SIDES, WINDOW_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

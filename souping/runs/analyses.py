@@ -6,13 +6,19 @@ They read answers from the store. What an analysis lacks is evaluated before.
 from __future__ import annotations
 
 import traceback
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.correlation import pearson
+from souping.analysis.front import FRONT, FrontResult
+from souping.analysis.guards import GUARDS, GuardsResult
 from souping.answers.evaluation import Evaluation
+from souping.core.parsing import read_yaml
 from souping.core.reading import read, to_json
+from souping.core.system import conf_folder
 from souping.core.text import first_line, named, safe
 from souping.core.types import (
     TOLERANCE,
@@ -22,7 +28,7 @@ from souping.core.types import (
     Split,
     UserError,
 )
-from souping.report.analyses import AnalysisResult, UserResult
+from souping.report.analysis_results import AnalysisResult, UserResult
 from souping.runs.state import Reported
 from souping.runs.steps import Stage, Steps
 
@@ -71,14 +77,14 @@ def run_scores(
         metric=searched.selected.selection.metric or "pearson",
         search=search,
         parts=parts,
-        test=_report_scores(evaluation, state),
+        test=state.stored or {},
         answers=evaluation.answers_per_item,
         read=read,
         unit=settings.evaluator.unit,
     )
 
 
-def _report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemScores]:
+def report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemScores]:
     """{recipe id: scores} of the report's models that answered all test items; models with the same content once."""
     if not state.items:
         return {}
@@ -93,26 +99,26 @@ def _report_scores(evaluation: Evaluation, state: Reported) -> dict[str, ItemSco
 # ---------------------------------------------------------------- one analysis
 
 
-def analysis_results() -> dict[str, type[AnalysisResult]]:
-    """{analysis of this package: class of its result}"""
-    from souping.analysis.consistency import ConsistencyResult
-    from souping.analysis.front import FrontResult
-    from souping.analysis.guards import GuardsResult
-    from souping.analysis.shapley import ShapleyResult
-    from souping.analysis.surface import SurfaceResult
-    from souping.analysis.wins import CategoryWinsResult, ItemWinsResult
-    from souping.paper.reproduction import PaperResult
+def shipped_analyses() -> dict[str, type[Analysis]]:
+    """{choice of `analysis`: its class} of this package, by the choices' files."""
+    classes = {}
+    for path in sorted((conf_folder() / "analysis").glob("*.yaml")):
+        classes[path.stem] = resolve_name(read_yaml(path.read_bytes())["_target_"])
+    return classes
 
-    return {
-        "category_wins": CategoryWinsResult,
-        "consistency": ConsistencyResult,
-        "front": FrontResult,
-        "guards": GuardsResult,
-        "item_wins": ItemWinsResult,
-        "paper": PaperResult,
-        "shapley": ShapleyResult,
-        "surface": SurfaceResult,
-    }
+
+def default_analyses() -> dict[str, Analysis]:
+    """{choice of `analysis`: the analysis} that a run makes by default."""
+    defaults = read_yaml((conf_folder() / "config.yaml").read_bytes())["defaults"]
+    groups = ChainMap(*(entry for entry in defaults if isinstance(entry, dict)))
+    classes = shipped_analyses()
+    return {name: classes[name]() for name in groups["analysis"]}
+
+
+def analysis_results() -> dict[str, type[AnalysisResult]]:
+    """{key of a report's `analyses`: class of its result}, of this package's choices and of a run's goals."""
+    results = {name: kind.result_type() for name, kind in shipped_analyses().items()}
+    return {**results, FRONT: FrontResult, GUARDS: GuardsResult}
 
 
 def analyse(analysis: Analysis, scores: RunScores) -> AnalysisResult:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from souping.core.protocols import Evaluator, Executor, Workers
 from souping.core.system import program
 from souping.core.text import human, named
 from souping.core.types import (
+    Item,
     ItemScores,
     Recipe,
     Request,
@@ -31,7 +33,7 @@ from souping.core.types import (
     digest,
     frozen,
 )
-from souping.evaluate.command import ITEMS_FILE, CommandEvaluator
+from souping.evaluate.command import ITEMS_FILE
 from souping.merge.soup_files import RECIPE
 from souping.report.progress import Progress
 from souping.runs.open_soups import (
@@ -49,6 +51,7 @@ from souping.runs.open_soups import (
     request_key,
 )
 from souping.runs.settings import RunSettings
+from souping.search.loop import RecipeEvaluator
 from souping.soups.models import RunPool
 from souping.soups.serving import write_soup
 
@@ -87,9 +90,7 @@ class Waiting(BaseException):
 @component
 class FilesExecutor(Executor):
     """Files for somebody else's jobs: up to `max_open` soups at once, each as a recipe or, with `write_models`, as
-    a folder.
-
-    A job loads a model, so a search gives it `min_items` items or more, or the whole split.
+    a folder. `FileWorkers` hands them out.
     """
 
     max_open: Count = 1
@@ -97,17 +98,24 @@ class FilesExecutor(Executor):
     min_items: Count = 100
     evaluates_here = False
 
+    def handing_out(self, max_open: int | None, write_models: bool) -> FilesExecutor:
+        return replace(
+            self,
+            max_open=max_open or self.max_open,
+            write_models=write_models or self.write_models,
+        )
+
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:
         raise LookupError("FileWorkers also need the folder of the run")
 
 
 def check_executor(settings: RunSettings) -> None:
     """Refuse evaluators whose results nobody can tell (UserError)."""
-    if not isinstance(settings.executor, FilesExecutor):
+    if settings.executor.evaluates_here:
         return
     others = [entry.evaluator for entry in settings.extra_benchmarks if entry.evaluator is not None]
     for evaluator in (settings.evaluator, *others):
-        if not isinstance(evaluator, CommandEvaluator):
+        if evaluator.hosting.command is None:
             raise UserError(
                 f"executor=files needs results from logs, and {named(evaluator)} has none: use evaluator=command"
             )
@@ -119,7 +127,6 @@ class FileWorkers(Workers):
     def __init__(
         self,
         settings: RunSettings,
-        executor: FilesExecutor,
         pool: RunPool,
         evaluators: Mapping[str, Evaluator],
         progress: Progress,
@@ -134,11 +141,11 @@ class FileWorkers(Workers):
         models = [candidate.fingerprint for candidate in pool.candidates]
         self.order = SearchOrder(settings.run_dir, digest([config, items, models]))
         self._settings = settings
-        self._executor = executor
+        self._executor = settings.executor
         self._pool = pool.merge_pool
         self._evaluators = evaluators
         self._progress = progress
-        self.min_items = executor.min_items
+        self.min_items = settings.executor.min_items
         soups = asked_soups(settings.run_dir)
         self._folders = {asked_soup(folder)["key"]: folder for folder in soups.values()}
         if len(self._folders) < len(soups):
@@ -217,14 +224,11 @@ class FileWorkers(Workers):
 
     def _add(self, key: str, request: Request) -> str:
         """Write the folder of a soup that was never asked for; returns its state."""
-        evaluator = self._evaluators[request.benchmark]
-        # `check_executor` refuses others.
-        assert isinstance(evaluator, CommandEvaluator)
         content = AskedSoup(
             key=key,
             items=[item.id for item in request.items],
             categories=[item.category for item in request.items],
-            higher_is_better=evaluator.higher_is_better,
+            higher_is_better=self._evaluators[request.benchmark].unit.higher_is_better,
         )
         folder = self._settings.run_dir / "asked" / str(self._last + 1)
         with new_soup(folder, request, content) as stage:
@@ -245,9 +249,9 @@ class FileWorkers(Workers):
         """What somebody has to know to evaluate a soup, by the key of its request."""
         folder = self._folders[key].absolute()
         request = self._requests[key]
-        evaluator = self._evaluators[request.benchmark]
-        # `check_executor` refuses others.
-        assert isinstance(evaluator, CommandEvaluator)
+        command = self._evaluators[request.benchmark].hosting.command
+        # `check_executor` refuses evaluators without one.
+        assert command is not None
         items = folder / ITEMS_FILE
         model = folder / MODEL_FOLDER
         make = []
@@ -265,7 +269,7 @@ class FileWorkers(Workers):
             categories=Counter(item.category for item in request.items),
             out=str(folder / OUT),
             make=make,
-            evaluate=evaluator.words(model, items, folder / OUT),
+            evaluate=command(model, items, folder / OUT),
         )
 
     def _lines(self, soups: Sequence[OpenSoup]) -> list[str]:
@@ -309,27 +313,39 @@ class FileWorkers(Workers):
         self.order.close()
 
 
-class OrderedEvaluation(Evaluation):
-    """Evaluation whose searches repeat the order of the run's file, and continue it where that ends."""
+class OrderedSearch(RecipeEvaluator):
+    """Evaluation for searches that repeat the order of the run's file, and continue it where that ends."""
+
+    def __init__(self, evaluation: Evaluation, workers: FileWorkers) -> None:
+        self.full_batch = evaluation.full_batch
+        self.min_items = evaluation.min_items
+        self._evaluation = evaluation
+        self._workers = workers
+        self._order = workers.order
 
     @property
-    def order(self) -> SearchOrder:
-        assert isinstance(self._workers, FileWorkers)
-        return self._workers.order
+    def whole_splits(self) -> bool:
+        return self._evaluation.whole_splits
+
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+        return self._evaluation.scores(recipe, items)
+
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        return self._evaluation.all_scores(soups, items)
 
     @property
     def slots(self) -> int:
         """Number of requests that may be open now: 0 means that the search must take an answer first."""
         # Where the file ends, all answers are taken before anything new is requested.
-        if self.order.next is None:
-            return 0 if self._done else super().slots
+        if self._order.next is None:
+            return 0 if self._evaluation.answered else self._evaluation.slots
         # Request n was made while at most n - 1 were open.
-        verb, request, _ = self.order.next
+        verb, request, _ = self._order.next
         return request if verb == "ask" else 0
 
     def submit(self, request: Request) -> None:
-        self.order.take(("ask", request.number, request_key(request)))
-        super().submit(request)
+        self._order.take(("ask", request.number, request_key(request)))
+        self._evaluation.submit(request)
 
     def collect(self) -> tuple[Request, ItemScores]:
         """(request, its scores): the next request in the file's order; after that order, the answered request with the
@@ -338,18 +354,16 @@ class OrderedEvaluation(Evaluation):
         Raises:
             Waiting: it is not answered yet.
         """
-        numbers = [pending.request.number for pending in self._done]
+        answered = self._evaluation.answered
         # Requests count from 1, so that 0 is none.
-        number = min(numbers, default=0)
-        if self.order.next is not None:
-            _, number, _ = self.order.next
+        number = min(answered, default=0)
+        if self._order.next is not None:
+            _, number, _ = self._order.next
         # Raises `Waiting`.
-        if number not in numbers:
+        if number not in answered:
             self._workers.take()
-        # `super().collect` takes the first.
-        self._done.rotate(-numbers.index(number))
-        self.order.take(("tell", number, request_key(self._done[0].request)))
-        return super().collect()
+        self._order.take(("tell", number, request_key(answered[number].request)))
+        return self._evaluation.collect(number)
 
 
 def _without_places(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

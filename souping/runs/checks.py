@@ -38,12 +38,12 @@ from souping.core.types import (
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Splits, limit_splits, make_splits, shares_of
 from souping.report.progress import Progress
-from souping.runs.asking import FilesExecutor, FileWorkers, OrderedEvaluation
-from souping.runs.machine import check_machine
+from souping.runs.asking import FileWorkers, OrderedSearch
+from souping.runs.requirements import check_machine
 from souping.runs.settings import RunSettings
 from souping.runs.state import MIXED_ROWS, ExtraBenchmark
 from souping.runs.steps import extra_benchmarks
-from souping.search.loop import check_budget
+from souping.search.loop import RecipeEvaluator, check_budget
 from souping.selection import check_excluded
 from souping.soups.models import RunPool, open_worker
 
@@ -291,12 +291,10 @@ def run_notes(settings: RunSettings, pool: RunPool | None, splits: Splits | None
         notes += splits.notes
         notes += settings.objective.notes(list(dict.fromkeys(item.category for item in items)))
     if pool is not None:
-        base = settings.merge.base_model
-        if base and "shapley" in settings.analyses and not settings.base_candidate(pool.candidates):
-            notes.append(
-                f"shapley: merge.base_model={base} is not a candidate and is not evaluated: values are relative to "
-                "the mean of the models alone; for values relative to the base, add it to pool.candidates"
-            )
+        base = settings.base_candidate(pool.candidates)
+        for name, analysis in settings.analyses.items():
+            remarks = analysis.notes(settings.merge.base_model, base)
+            notes += [f"{name}: {remark}" for remark in remarks]
         notes += settings.evaluator.prompts.pool_notes(pool.folders)
         # The tokenizer of the first candidate is an example.
         folder = pool.merge_pool.tokenizer_folder(pool.recipe({pool.names[0]: 1.0}))
@@ -332,7 +330,8 @@ def flat_categories(unit: Unit, scores: ScoreMatrix) -> list[str]:
 class Prepared:
     """What a run works with. Its evaluators have what they take from the candidates' files.
 
-    `benchmarks` are {extra benchmark: its content}, `evaluations` {benchmark: evaluation}, including OWN_BENCHMARK.
+    `benchmarks` are {extra benchmark: its content}, `evaluations` {benchmark: evaluation}, including OWN_BENCHMARK,
+    which the search sees as `searched`.
     """
 
     settings: RunSettings
@@ -341,6 +340,7 @@ class Prepared:
     benchmarks: Mapping[str, ExtraBenchmark]
     workers: Workers
     evaluations: Mapping[str, Evaluation]
+    searched: RecipeEvaluator
 
 
 def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prepared:
@@ -376,25 +376,22 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
         evaluator = pool.bound(benchmark.evaluator)
         benchmarks[benchmark.name] = replace(benchmark, evaluator=evaluator)
         evaluators[benchmark.name] = evaluator
-    kind: type[Evaluation] = Evaluation
-    if not isinstance(settings.executor, FilesExecutor):
+    workers: Workers
+    jobs: FileWorkers | None = None
+    if settings.executor.evaluates_here:
         workers = _start_workers(settings, pool, evaluators, store)
     else:
-        workers = FileWorkers(
-            settings, settings.executor, pool, evaluators, progress, splits.content
-        )
-        kind = OrderedEvaluation
+        jobs = FileWorkers(settings, pool, evaluators, progress, splits.content)
+        workers = jobs
     evaluations = {}
     for name, evaluator in evaluators.items():
-        evaluations[name] = kind(
-            store,
-            evaluator,
-            pool.serving(evaluator),
-            pool.eos_token_ids,
-            progress.advance,
-            workers,
-            benchmark=name,
+        serve = pool.serving(evaluator)
+        evaluations[name] = Evaluation(
+            store, evaluator, serve, pool.eos_token_ids, progress.advance, workers, name
         )
+    searched: RecipeEvaluator = evaluations[OWN_BENCHMARK]
+    if jobs is not None:
+        searched = OrderedSearch(evaluations[OWN_BENCHMARK], jobs)
     return Prepared(
         settings=settings,
         splits=splits,
@@ -402,6 +399,7 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
         benchmarks=benchmarks,
         workers=workers,
         evaluations=evaluations,
+        searched=searched,
     )
 
 

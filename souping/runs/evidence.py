@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.pool import Trajectory
 from souping.core.protocols import Evaluator, Objective
 from souping.core.scores import Mean
-from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Recipe
+from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Recipe, frozen
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import (
     AnswerEnds,
@@ -45,7 +45,7 @@ from souping.statistics.levels import (
     Level,
     holm,
 )
-from souping.statistics.scores import ItemTable, ModelScores, ScoreTable
+from souping.statistics.score_table import ItemTable, ModelScores, ScoreTable
 
 SEE_WHY = (
     "see why answers are missing (souping show RUN): prompts longer than the context leave no room"
@@ -53,7 +53,7 @@ SEE_WHY = (
 UNDECIDED = "no difference shown"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class KnownScores:
     """Models that are tested together with the soup, because their scores on the items may have been known.
 
@@ -78,7 +78,7 @@ class KnownScores:
         return self.missing + picked_tests(models, pairs, table, alpha)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Pair:
     """Scores of the soup and another model on the same items.
 
@@ -112,7 +112,7 @@ class Pair:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ContenderScores:
     """Rows of a report, the soup and `others`, with {recipe id: scores on the same items} in inner scores.
 
@@ -237,7 +237,7 @@ def judged(unit: Unit, comparisons: Sequence[Comparison]) -> tuple[JudgedDiffere
     return tuple(differences)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class VerdictTerms:
     """What a verdict depends on besides scores.
 

@@ -11,7 +11,7 @@ from souping.core.files import error_text, nearby, write_atomically
 from souping.core.reading import to_json
 from souping.core.text import safe
 from souping.core.types import LateError, Trial, UserError, frozen
-from souping.report.analyses import analysis_sections
+from souping.report.analysis_results import analysis_sections
 from souping.report.cells import nonempty
 from souping.report.content import Report
 from souping.report.render import also_table, output_console, report_table, show_sheet
@@ -20,6 +20,7 @@ from souping.soups.merge_only import free_target, show_files, soup_in
 from souping.soups.upload import check_target, send
 
 if TYPE_CHECKING:
+    from souping.analysis.front import FrontPoint
     from souping.runs.asking import Waiting
     from souping.runs.run import Run
     from souping.runs.state import Reported, Searched, Selected
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 @frozen
 class RunOutcome:
-    """What came of a run: the report as far as the run went, the trials of its search, and the winner's `objective` in
-    the evaluator's unit, None if nothing was searched.
+    """What came of a run: the report as far as the run went, the trials of its search, the winner's `objective` in the
+    evaluator's unit, None if nothing was searched, and the points of its front.
 
     A run that is `waiting` for soups has nothing else yet.
     """
@@ -37,6 +38,7 @@ class RunOutcome:
     waiting: Waiting | None = None
     trials: tuple[Trial, ...] = ()
     objective: float | None = None
+    front: tuple[FrontPoint, ...] = ()
 
 
 def execute(settings: RunSettings) -> RunOutcome:
@@ -87,7 +89,6 @@ def check_settings(settings: RunSettings) -> None:
     # A run that is continued may find its soup, which is verified once the search is over.
     if soup_in(settings.out) is None:
         free_target(settings.out)
-    from souping.evaluate.benchmark import EvaluatorBenchmark
     from souping.runs.asking import check_executor
 
     check_executor(settings)
@@ -100,8 +101,7 @@ def check_settings(settings: RunSettings) -> None:
         raise UserError(
             f"dry_run={settings.dry_run} is a dry run, whose soup is not for the Hub: leave upload out"
         )
-    takes_items = isinstance(settings.benchmark, EvaluatorBenchmark)
-    if settings.evaluator.prompts.brings_items and not takes_items:
+    if settings.evaluator.prompts.brings_items and not settings.benchmark.from_evaluator:
         name = type(settings.evaluator).__name__
         raise UserError(f"evaluator={name} brings its own items: add benchmark=evaluator")
 
@@ -113,7 +113,7 @@ def perform(settings: RunSettings) -> RunOutcome:
     from souping.runs.asking import Waiting
     from souping.runs.open_soups import ORDER_FILE
     from souping.runs.run import Run
-    from souping.runs.samples import write_samples
+    from souping.runs.samples_file import write_samples
     from souping.runs.state import Frozen
     from souping.trackers import GuardedTracker
 
@@ -179,7 +179,7 @@ def _select_from_table(settings: RunSettings) -> Report:
 
 def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     """Write the trials and the report of a run, and put its numbers on the soup's card."""
-    from souping.report.files import trial_rows, write_report, write_trials
+    from souping.report.run_files import trial_rows, write_report, write_trials
     from souping.runs.run_report import replace_card
 
     run_dir = run.settings.run_dir
@@ -190,15 +190,25 @@ def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     soup = state.frozen.soup_folder
     if soup is not None and soup.is_dir():
         replace_card(soup, state.frozen.card, report, run.pool.merge_pool.base_repo)
-    objective = run.unit.raw(winner.result.objective)
-    return RunOutcome(report=report, trials=winner.trials, objective=objective)
+    return _outcome(run, state.searched, report)
+
+
+def _outcome(run: Run, searched: Searched, report: Report) -> RunOutcome:
+    """What came of a run that searched."""
+    winner = searched.winner
+    return RunOutcome(
+        report=report,
+        trials=winner.trials,
+        objective=run.unit.raw(winner.result.objective),
+        front=searched.front.points if searched.front else (),
+    )
 
 
 def _stop(run: Run, state: Selected | Searched) -> RunOutcome:
     """Write what a run knows that ends after selection or search, before the test split."""
-    from souping.report.files import as_json, trial_rows, write_trials
+    from souping.report.run_files import as_json, trial_rows, write_trials
     from souping.runs.run_report import stopped_report
-    from souping.runs.samples import write_samples
+    from souping.runs.samples_file import write_samples
     from souping.runs.state import Searched
 
     write_samples(run, state)
@@ -215,5 +225,4 @@ def _stop(run: Run, state: Selected | Searched) -> RunOutcome:
     write_trials(trials, report, settings.run_dir / "trials.csv")
     recipe = as_json(winner.recipe.as_dict()).encode()
     write_atomically(settings.run_dir / "recipe.json", recipe)
-    objective = run.unit.raw(winner.result.objective)
-    return RunOutcome(report=report, trials=winner.trials, objective=objective)
+    return _outcome(run, state, report)

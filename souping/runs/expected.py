@@ -12,7 +12,7 @@ from souping.report.content import ExpectedCheck, ExpectedSummary
 from souping.runs.settings import Expectation
 from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.levels import Z95
-from souping.statistics.scores import ItemTable, ModelScores
+from souping.statistics.score_table import ItemTable, ModelScores
 
 FALSE_ALARM = 0.01
 """Chance that the check stops a run whose candidates all score as published (Bonferroni over its scores)."""

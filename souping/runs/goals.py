@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from souping.analysis.front import FRONT, Front
+from souping.analysis.front import Front
 from souping.analysis.guards import (
     LENGTH_GUARD,
     Admission,
@@ -18,10 +18,10 @@ from souping.analysis.guards import (
     guarded_difference,
 )
 from souping.answers.claims import Look
-from souping.core.protocols import Objective, Optimiser
+from souping.core.protocols import Objective
 from souping.core.types import OWN_BENCHMARK, ItemScores, Recipe, Trial, UserError
 from souping.core.unit import Unit
-from souping.report.files import search_summary
+from souping.report.run_files import search_summary
 from souping.runs.settings import RunSettings
 from souping.runs.state import Searched, Selected
 from souping.runs.steps import Stage, Steps
@@ -156,7 +156,7 @@ def with_goals(
         preferred = replace(search, recipe=order[0].recipe, result=order[0].result)
     searched = _guarded(run, selected, preferred, order)
     result = front.result(ingredients, searched.winner.recipe.shares, settings.goal_weights)
-    return replace(searched, analyses={FRONT: result})
+    return replace(searched, front=result)
 
 
 def _guarded(
@@ -197,8 +197,9 @@ def confirmed(
     `log` gets every further trial.
     """
     settings = run.settings
-    # The weights among which the search chooses.
-    points = adaptive(settings.optimiser).points(len(ingredients))
+    # The weights that the search predicts, or those that an adaptive one would.
+    size = len(ingredients)
+    points = settings.optimiser.predicted_points(size) or Adaptive().points(size)
     goals = settings.goals_on(run.categories)
     fit = partial(Front, goals, run.splits["search"], points)
     trials = {trial.weights: trial for trial in winner.trials}
@@ -221,13 +222,6 @@ def confirmed(
         log(trials[point])
     in_order = tuple(sorted(trials.values(), key=lambda trial: trial.number))
     return replace(winner, trials=in_order), fit(trials.values())
-
-
-def adaptive(optimiser: Optimiser) -> Adaptive:
-    """The run's own adaptive search, or one with the defaults."""
-    if isinstance(optimiser, Adaptive):
-        return optimiser
-    return Adaptive()
 
 
 def failed_elsewhere(run: Steps, admission: Admission, soup: Recipe) -> list[str]:

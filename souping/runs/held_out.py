@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
-from souping.answers.choices import Choices
 from souping.answers.claims import (
     Claim,
     Look,
@@ -15,7 +13,8 @@ from souping.answers.claims import (
 )
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
-from souping.core.types import Item, ItemScores, Recipe, UserError
+from souping.answers.report_choices import Choices
+from souping.core.types import Item, ItemScores, Recipe, UserError, frozen
 from souping.core.unit import Unit
 from souping.report.content import SplitSizes
 from souping.runs.evidence import ContenderScores, KnownScores
@@ -23,7 +22,7 @@ from souping.runs.settings import RunSettings
 from souping.runs.steps import Stage
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class HeldOutItems:
     """The items that a run may report on, and what a look at them costs.
 

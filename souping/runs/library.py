@@ -10,7 +10,7 @@ from typing import Any
 
 from souping.analysis import Analysis
 from souping.analysis.correlation import pearson
-from souping.analysis.front import FRONT, FrontPoint, FrontResult
+from souping.analysis.front import FrontPoint
 from souping.analysis.guards import read_guards
 from souping.answers.evaluation import LocalExecutor
 from souping.checkpoints.pool import Pool
@@ -38,7 +38,7 @@ from souping.core.types import (
 )
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
-from souping.logs.scores import LogScores
+from souping.logs.log_scores import LogScores
 from souping.merge import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.report.cells import Section
@@ -47,6 +47,7 @@ from souping.report.progress import EARLY, logged, say
 from souping.report.render import section_html
 from souping.report.sections import headline, kicker, losses
 from souping.report.tables import experts, summary_table
+from souping.runs.analyses import default_analyses
 from souping.runs.checks import not_measured
 from souping.runs.settings import Goals, MinGain, RunSettings, StopAfter
 from souping.search.adaptive import Adaptive
@@ -86,13 +87,15 @@ class RunReport(Report):
 class RunResult:
     """Outcome of a run. `report` is what report.json says, as far as the run went; `trials` are the soups it tried.
 
-    Scores are those of report.json. `soup` is the winner's folder, None if none was written.
+    Scores are those of report.json. `soup` is the winner's folder, None if none was written. `front` has the points
+    that no other beats in all goals of `pareto`: weights, and each goal's mean with its band.
     """
 
     out: Path
     report: RunReport
     trials: tuple[RunTrial, ...]
     soup: Path | None
+    front: tuple[FrontPoint, ...] = ()
 
     @property
     def verdict(self) -> VerdictSummary:
@@ -107,12 +110,6 @@ class RunResult:
             return {}
         weights = [weight or 0.0 for weight in recipe.weights]
         return dict(zip(recipe.ingredients, weights, strict=True))
-
-    @property
-    def front(self) -> tuple[FrontPoint, ...]:
-        """The points that no other beats in all goals: weights, each goal's mean with its band."""
-        front = (self.report.analyses or {}).get(FRONT)
-        return front.points if isinstance(front, FrontResult) else ()
 
     def __repr__(self) -> str:
         sentence = self.verdict.sentence or f"{len(self.trials)} soups tried, no report."
@@ -158,7 +155,7 @@ def run(
     check_arguments(run, {key: value for key, value in locals().items() if key != "items"})
     objective = objective or Mean()
     if analysis is None:
-        analysis = _analyses()
+        analysis = default_analyses()
     folder = _new_folder(
         expanded(out or OUTPUTS / name / time.strftime("%Y-%m-%d_%H-%M-%S"), "out")
     )
@@ -217,7 +214,7 @@ def _perform(settings: RunSettings) -> RunResult:
     soup = written_soup(settings, outcome.report)
     report = read(RunReport, to_json(outcome.report))
     report = replace(report, analyses=outcome.report.analyses)
-    return RunResult(settings.run_dir, report, tuple(trials), soup)
+    return RunResult(settings.run_dir, report, tuple(trials), soup, outcome.front)
 
 
 @errors_told()
@@ -336,17 +333,3 @@ def _benchmark(items: ItemSource) -> BenchmarkItems:
 
 def _soce(objective: Objective) -> SoCE:
     return SoCE(correlation=pearson, objective=objective)
-
-
-def _analyses() -> dict[str, Analysis]:
-    """{name: analysis} that the command line makes by default."""
-    from souping.analysis.consistency import Consistency
-    from souping.analysis.surface import ResponseSurface
-    from souping.analysis.wins import CategoryWins, ItemWins
-
-    return {
-        "consistency": Consistency(),
-        "category_wins": CategoryWins(),
-        "item_wins": ItemWins(),
-        "surface": ResponseSurface(),
-    }

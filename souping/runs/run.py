@@ -11,9 +11,9 @@ from pathlib import Path
 from souping.analysis.alternatives import best_by_category, routed, with_alternatives
 from souping.analysis.correlation import few_models
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
-from souping.answers.choices import Choices
 from souping.answers.claims import Claim, Look, Measurement, evaluator_digest
 from souping.answers.counted_looks import CountedLooks
+from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.protocols import Tracker
 from souping.core.scores import Mean
@@ -33,18 +33,18 @@ from souping.core.types import (
 from souping.core.unit import Unit
 from souping.merge.soup_files import CARD
 from souping.report import tables
-from souping.report.analyses import UserResult
+from souping.report.analysis_results import UserResult
 from souping.report.content import ExpectedSummary, Report
-from souping.report.files import (
+from souping.report.progress import Progress
+from souping.report.render import plain_table
+from souping.report.run_files import (
     raw_result,
     search_summary,
     selection_summary,
     write_selection,
 )
-from souping.report.progress import Progress
-from souping.report.render import plain_table
 from souping.report.sections import ended
-from souping.runs.analyses import analyse, missing_answers, run_scores
+from souping.runs.analyses import analyse, missing_answers, report_scores, run_scores
 from souping.runs.checks import flat_categories, prepare_run, run_notes
 from souping.runs.evidence import (
     ContenderScores,
@@ -111,6 +111,7 @@ class Run(Steps):
         self.workers = prepared.workers
         self.evaluations = prepared.evaluations
         self.evaluation = prepared.evaluations[OWN_BENCHMARK]
+        self.searched = prepared.searched
         # What a reader of the report must know; grows until the run ends.
         self.notes: list[str] = []
         self.counted_looks = CountedLooks(store)
@@ -266,14 +267,14 @@ class Run(Steps):
             self.progress.say(
                 f"{ingredients[0]} is the expert for every category: there is nothing to soup"
             )
-            winner = self.find_weights(self.evaluation, selected, log)
+            winner = self.find_weights(self.searched, selected, log)
             searched = Searched(selected=selected, winner=winner)
         else:
             # A stage of its own on the terminal: the search finds these answers in the store.
             if stage := self.ingredient_stage(ingredients):
                 self.evaluate_stage(stage)
             self._announce(ingredients)
-            winner = self.find_weights(self.evaluation, selected, log)
+            winner = self.find_weights(self.searched, selected, log)
             searched = with_goals(self, selected, winner, log)
         self._say_choice(searched)
         return searched
@@ -524,6 +525,8 @@ class Run(Steps):
     def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
         """Evaluate what an analysis needs; the state with its result. An analysis that fails never ends the run."""
         analysis = self.settings.analyses[name]
+        if state.stored is None:
+            state = replace(state, stored=report_scores(self.evaluation, state))
         try:
             if models := self.lacking(stage):
                 self.evaluate_stage(replace(stage, models=models))

@@ -17,7 +17,7 @@ from souping.core.types import Recipe, ScoreMatrix, Selection
 from souping.evaluate.benchmark import Splits
 from souping.merge.soup_files import CARD
 from souping.report import sections, tables
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import markdown_table
 from souping.report.content import (
     BenchmarkLabel,
@@ -27,9 +27,9 @@ from souping.report.content import (
     SearchUse,
     SplitSizes,
 )
-from souping.report.files import search_summary, selection_summary
 from souping.report.format import escape_markdown
 from souping.report.recipe import RecipeSummary, recipe_summary
+from souping.report.run_files import search_summary, selection_summary
 from souping.runs.goals import guard_checks, guard_names
 from souping.runs.settings import RunSettings
 from souping.runs.state import Reported, Searched

@@ -204,23 +204,4 @@ class RunSettings(SoupSettings):
 
     def with_items(self) -> RunSettings:
         """These settings with the evaluator's items for `benchmark=evaluator` (UserError if they cannot be had)."""
-        return replace(self, benchmark=items_of(self.evaluator, self.benchmark))
-
-
-def items_of(
-    evaluator: protocols.Evaluator, benchmark: protocols.BenchmarkItems
-) -> protocols.BenchmarkItems:
-    """The evaluator's own benchmark, with the limit and splits of `benchmark=evaluator`; `benchmark` as it is if it is
-    another one, or the evaluator brings no items.
-
-    Raises:
-        UserError: the evaluator's items are not available here.
-    """
-    from souping.evaluate.benchmark import EvaluatorBenchmark, PartOfBenchmark
-
-    if not isinstance(benchmark, EvaluatorBenchmark):
-        return benchmark
-    evaluator_items = evaluator.prompts.benchmark
-    if evaluator_items is None:
-        return benchmark
-    return PartOfBenchmark(whole=evaluator_items, choice=benchmark, splits=benchmark.splits)
+        return replace(self, benchmark=self.benchmark.brought_by(self.evaluator.prompts))

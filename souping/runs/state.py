@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from souping.analysis.alternatives import RoutedAnswers
+from souping.analysis.front import FRONT, FrontResult
 from souping.analysis.guards import Admission, GuardsResult
-from souping.answers.choices import Choices
 from souping.answers.claims import Claim, Look
+from souping.answers.report_choices import Choices
 from souping.checkpoints.pool import RowKind
 from souping.core.protocols import Evaluator
 from souping.core.types import Items, ItemScores, Recipe, ScoreMatrix, Selection, frozen
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.content import ExpectedSummary, Report
 from souping.search.loop import SearchResult
 from souping.statistics.power import Power
@@ -81,15 +82,19 @@ class Selected:
 
 @frozen
 class Searched:
-    """What the search found: `winner` is the soup that it chose, `analyses` has the Pareto front of a run with goals.
+    """What the search found: `winner` is the soup that it chose.
 
-    `guards` is what the guards changed, None in a run without guards.
+    `guards` is what the guards changed, None in a run without guards; `front` the Pareto front of a run with goals.
     """
 
     selected: Selected
     winner: SearchResult
     guards: GuardsResult | None = None
-    analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
+    front: FrontResult | None = None
+
+    @property
+    def analyses(self) -> dict[str, AnalysisResult]:
+        return {} if self.front is None else {FRONT: self.front}
 
 
 @frozen
@@ -116,8 +121,9 @@ class Reported:
     benchmark under `core.types.OWN_BENCHMARK`.
 
     `contenders` are the rows of the report, `look` counts the reports on these items, and `router` has the answers of
-    the ingredient that is best in each category. `report` and `analyses` are those of the states before with what is
-    added from here on.
+    the ingredient that is best in each category. `stored` are {recipe id: scores} as the store has them,
+    None before the first analysis. `report` and `analyses` are those of the states before with what is added from here
+    on.
     """
 
     frozen: Frozen
@@ -127,6 +133,7 @@ class Reported:
     look: Look = field(default_factory=lambda: Look(1, first=False))
     measured: Mapping[str, Mapping[str, ItemScores]] = field(default_factory=dict)
     router: RoutedAnswers | None = None
+    stored: Mapping[str, ItemScores] | None = None
     analyses: Mapping[str, AnalysisResult] = field(default_factory=dict)
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from souping.analysis import RunSoups
 from souping.analysis.alternatives import RoutedAnswers
 from souping.analysis.guards import Guard
-from souping.answers.choices import Choices
+from souping.answers.report_choices import Choices
 from souping.core.protocols import Evaluator
 from souping.core.types import (
     OWN_BENCHMARK,
@@ -44,7 +44,7 @@ from souping.runs.state import (
     State,
 )
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
-from souping.search.trajectory import shuffled
+from souping.search.windows import shuffled
 from souping.selection import ranking
 
 if TYPE_CHECKING:

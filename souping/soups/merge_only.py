@@ -37,7 +37,9 @@ from souping.core.types import (
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
 from souping.merge.kernels import METHODS
-from souping.merge.local import LocalMerge, method_digest
+from souping.merge.local import method_digest
+from souping.merge.makers import MAKERS, maker
+from souping.merge.mergekit_yaml import to_yaml
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.report.cells import nonempty
@@ -226,20 +228,6 @@ def _check_method(recipe: Recipe) -> None:
         )
 
 
-def maker(backend: MergeBackend, recipe: Recipe) -> MergeBackend:
-    """The backend that can make a recipe again, mergekit or souping's own: `backend` itself if it is the right one."""
-    from souping.merge.mergekit import MergekitMerge
-
-    by_mergekit = recipe.settings.get("by") == "mergekit"
-    if by_mergekit == isinstance(backend, MergekitMerge):
-        return backend
-    # `_as_written` adds the recipe's own settings.
-    settings = {"allow_pickle": backend.allow_pickle, "nonfinite": backend.nonfinite}
-    if by_mergekit:
-        return MergekitMerge(method="linear").with_settings(settings)
-    return LocalMerge().with_settings(settings)
-
-
 def _show_plan(
     settings: MergeSettings,
     pool: CandidatePool,
@@ -252,7 +240,6 @@ def _show_plan(
 
     `folders` are {ingredient: folder}, `base` is the folder of the base model.
     """
-    from souping.merge.mergekit import to_yaml
     from souping.report import tables
     from souping.report.render import show_sheet
 
@@ -368,7 +355,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
         )
     settings = table["settings"]
     # Another backend checks its settings itself.
-    if settings.get("by") in (None, "mergekit"):
+    if settings.get("by") in MAKERS:
         for key in settings:
             pick(key, RecipeSettings.__annotations__, f"{where}: settings")
     recipe = Recipe.from_dict(table)

@@ -23,9 +23,9 @@ from souping.core.text import human, listed
 from souping.core.types import Json, LateError, UserError, frozen
 from souping.merge.soup_files import CARD, RECIPE, file_mark
 from souping.report.cells import Section, grid
-from souping.report.files import as_json
 from souping.report.format import escape_markdown
 from souping.report.recipe import RecipeSummary
+from souping.report.run_files import as_json
 from souping.soups.card import public_name, public_rebuild, soup_card
 from souping.soups.settings import SoupSettings, Target
 

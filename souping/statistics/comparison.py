@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, frozen
 from souping.core.unit import Estimate
 from souping.statistics.bootstrap_t import bootstrap_reach
 from souping.statistics.flips import SIGN_DRAWS, TEST, draws_for, flip_reach
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import ALPHA, FIRST_LOOK, Level
 from souping.statistics.nested import BanerjeeReach, NestedIntervals
-from souping.statistics.scores import ItemTable, Paired, ScoreTable
+from souping.statistics.score_table import ItemTable, Paired, ScoreTable
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
 EVERY = "better, or worse, in every category: the largest of the categories' p-values"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Comparison:
     """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-values.
 
@@ -273,7 +273,7 @@ def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Compari
 # ---------------------------------------------------------------- variance
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class VarianceParts:
     """Variance of a difference, and what adds to it. None where the logs cannot tell."""
 

@@ -9,22 +9,21 @@ Shape legend: I items, G groups, C categories, H strata.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, frozen
 from souping.core.unit import Estimate
 from souping.statistics.bootstrap_t import BOOTSTRAP_DRAWS, NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.levels import Z95
-from souping.statistics.scores import ModelScores
+from souping.statistics.score_table import ModelScores
 
 # Tail on either side of a 95 % interval.
 INTERVAL_TAIL = 0.025
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Interval:
     """Mean with its 95 % interval, inner scores, from `n` items in `groups` groups.
 

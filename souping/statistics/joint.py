@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import FloatArray, IntArray, frozen
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
 from souping.statistics.comparison import Comparison, bounded, comparison_of
 from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for, studentised
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import Level, step_down
 from souping.statistics.nested import NestedIntervals, Reach
-from souping.statistics.scores import ItemTable, Paired, ScoreTable, without_rounding
+from souping.statistics.score_table import ItemTable, Paired, ScoreTable, without_rounding
 
 MAX_T = "max-T of studentised sign flips over groups"
 ColumnPair = tuple[int, int | None]
 """A column, and the column that is subtracted from it; None for a column alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class JointFlips:
     """Sums of the groups of all columns in the same sign patterns, the pattern seen first.
 
@@ -190,7 +189,7 @@ def picked_tests(
 # ---------------------------------------------------------------- limits that hold for all at once
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MaxTReach(Reach):
     """Simultaneous limits: the size that the largest of all |t*| reaches with a chance of `level`.
 

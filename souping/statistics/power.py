@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
+from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, frozen
 from souping.core.unit import MARGIN
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, VarianceParts, split_variance
 from souping.statistics.levels import ALPHA
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 POWER = 0.8
 # Degrees of freedom beyond which Student's t is the normal distribution.
@@ -94,7 +93,7 @@ def errors_for_power(level: float, degrees: float, run_share: float = 1.0) -> tu
     return math.sqrt(z**2 * (1 - run_share) + t**2 * run_share), high
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunPower:
     """The true difference that has 80 % power here, with one more run of each model, or on more items."""
 
@@ -170,7 +169,7 @@ class RunPower:
 # ---------------------------------------------------------------- a report that is planned
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Power:
     """True `gain` over the best candidate (of inner scores) that is called better than every candidate in 80 % of runs
     on `items` test items, and the items `needed` for a gain of `margin`."""

@@ -20,9 +20,9 @@ from souping.analysis.wins import CategoryWins, ItemWins
 from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Recipe, Record
 from souping.core.unit import POINTS
-from souping.report.analyses import drawings, read_content
-from souping.report.files import as_json
+from souping.report.analysis_results import drawings, read_content
 from souping.report.render import markdown, page
+from souping.report.run_files import as_json
 from souping.runs.analyses import analysis_results
 from tests.conftest import ROOT
 from tests.support.analyses import NAMES, recipe_of, result_json, run_of, skills, voting

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.answers.choices import Choices
 from souping.answers.claims import (
     Claim,
     KnownModels,
@@ -28,6 +27,7 @@ from souping.answers.claims import (
 )
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
+from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.scores import Mean, Weighted
 from souping.core.types import Item, Recipe, Record
@@ -228,7 +228,7 @@ class TestClaims:
         passing = replace(base, repeats=4, aggregate="pass")
         assert evaluator_digest(replace(passing, repeats=8)) != evaluator_digest(passing)
 
-    def test_what_is_shown_survives_a_kill(self, tmp_path: Path) -> None:
+    def test_a_look_that_was_shown_survives_a_kill(self, tmp_path: Path) -> None:
         code = f"""
 import os
 from pathlib import Path
@@ -440,7 +440,7 @@ def test_settings_compared_on_the_search_split_are_free(fresh: Runs) -> None:
     assert fresh.look(next(word for word in best["overrides"] if "weights" in word)) == 1
 
 
-def test_another_objective(runs: Runs) -> None:
+def test_another_objective_on_the_same_items_is_a_second_look(runs: Runs) -> None:
     report = runs.report(
         SOUP, "objective=weighted", "objective.category_weights={red:2,green:1,blue:1}"
     )
@@ -567,7 +567,7 @@ def test_a_crash_counts_once_something_was_shown(
 
 
 @pytest.mark.slow
-def test_another_answer_key(runs: Runs) -> None:
+def test_another_answer_key_to_the_same_prompts_is_a_second_look(runs: Runs) -> None:
     assert (
         runs.look(SOUP, items=runs.rewrite("key.jsonl", lambda row: {**row, "scorer": "contains"}))
         == 2

@@ -303,7 +303,7 @@ class Tool(Own):
         [GIVEN[0], Record(item="b", score=75.0)],
     ],
 )
-def test_what_an_evaluator_returns_is_checked(given: Any) -> None:
+def test_a_wrong_result_of_an_evaluator_names_its_file_and_line(given: Any) -> None:
     with pytest.raises(UserError, match=r"evaluator tests.*Own \(.*test_evaluation.py:\d+\)"):
         records_of(Own(), ITEMS, given)
 
@@ -499,6 +499,44 @@ def test_a_block_that_breaks_off_leaves_the_store_to_the_next(tmp_path: Path) ->
         for store in (two, one):
             store.add(HALF, "j", {}, "block", items, records)
         assert len(one.load(HALF.fingerprint, "j")) == len(items)
+
+
+def test_answers_are_read_once_until_somebody_writes(tmp_path: Path) -> None:
+    items = make_items(3)
+    with Store(tmp_path / "s") as one, Store(tmp_path / "s") as two:
+        counts = []
+        for store, item in zip((one, two, one), items[:3], strict=True):
+            store.add(HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0)])
+            stored = one.load(HALF.fingerprint, "j")
+            assert one.load(HALF.fingerprint, "j") is stored
+            counts.append(len(stored))
+        assert counts == [1, 2, 3]
+
+
+def test_only_so_many_answers_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item = make_items(1)[0]
+    monkeypatch.setattr("souping.answers.store.LOADED_BYTES", 1000)
+    with Store(tmp_path / "s") as store:
+        store.add(
+            HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x" * 999)]
+        )
+        stored = store.load(HALF.fingerprint, "j")
+        assert store.load(HALF.fingerprint, "j") is not stored
+
+
+def test_scores_of_stored_answers_are_computed_once_until_the_soup_gets_answers(
+    tmp_path: Path,
+) -> None:
+    items = make_items(10)
+    with Store(tmp_path / "s") as store:
+        parts = evaluation(store, FakeEvaluator({"a": 5}))
+        parts.scores(recipe(1.0, 0.0), items[:3])
+        scores = parts.stored_scores(recipe(1.0, 0.0), items)
+        assert parts.stored_scores(recipe(1.0, 0.0), items) is scores
+        parts.scores(recipe(1.0, 0.0), items)
+        assert parts.stored_scores(recipe(1.0, 0.0), items).items == tuple(items)
 
 
 def foreign(path: Path, *statements: str) -> Path:

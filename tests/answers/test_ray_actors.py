@@ -19,8 +19,8 @@ from souping.answers import ray_actors
 from souping.answers.ray_actors import RayExecutor, RayWorkers
 from souping.core.types import Request, Response, UserError
 from tests.conftest import ROOT, Cli, pool_of, report_of
-from tests.runs.test_run import killed_at, timeless
 from tests.support.actors import Busy, requests
+from tests.support.processes import killed_at, timeless
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs the extra ray")
 

@@ -86,7 +86,9 @@ LEFT_OUT: dict[str, tuple[str, tuple[str, ...], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", LEFT_OUT)
-def test_what_cannot_be_compared_is_left_out_in_one_line(case: str, tmp_path: Path) -> None:
+def test_an_average_that_cannot_be_compared_is_left_out_in_one_line(
+    case: str, tmp_path: Path
+) -> None:
     name, files, settings, reason = LEFT_OUT[case]
     run_in(tmp_path)
     write(tmp_path / name, *files)

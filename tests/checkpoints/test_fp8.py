@@ -22,9 +22,8 @@ from souping.merge.local import LocalMerge
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import expected, load, same_bits
 from tests.support.evaluators import unpacked
-from tests.support.fp8 import LAYOUTS, digest
+from tests.support.fp8 import DATA, LAYOUTS, digest
 
-DATA = ROOT / "tests" / "data" / "fp8"
 UP = "model.layers.0.mlp.up_proj.weight"
 
 

@@ -155,7 +155,7 @@ def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_no_weight_is_the_newest_s_and_no_optimiser_state_is_left(
+def test_tensors_that_are_no_weights_are_those_of_the_newest_checkpoint(
     tmp_path: Path, pool: dict[str, Path]
 ) -> None:
     later = Path(shutil.copytree(pool["a"], tmp_path / "checkpoint-30"))
@@ -394,7 +394,9 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
         ("zero", r"zero_to_fp32\.py"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, change: str, said: str) -> None:
+def test_an_unreadable_sharded_checkpoint_is_refused_by_name(
+    tmp_path: Path, change: str, said: str
+) -> None:
     with pytest.raises(UserError, match=said):
         Checkpoint.open(broken_copy(tmp_path, change), like=Like(DATA / "plain" / "1"))
 

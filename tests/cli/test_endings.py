@@ -21,11 +21,11 @@ from rich.console import Console
 from souping import __version__
 from souping.cli.commands import COMMANDS
 from souping.cli.config import GROUPS, Config
-from souping.cli.help import choices, folder, groups
+from souping.cli.help import choices, groups
 from souping.cli.job import split_options
 from souping.cli.process import REPLACE
 from souping.core.reading import read
-from souping.core.system import program
+from souping.core.system import conf_folder, program
 from souping.core.types import UserError
 from souping.core.unit import POINTS
 from souping.report.cells import grid
@@ -52,7 +52,7 @@ def test_a_late_error_leaves_the_soup(
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("souping.report.files.write_report", full)
+    monkeypatch.setattr("souping.report.run_files.write_report", full)
     souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
     assert all(
         (tmp_path / "run" / name).is_file()
@@ -463,7 +463,7 @@ def test_help_of_a_group_has_every_key(souping: Cli) -> None:
         for name in choices(group):
             out = souping("--help", f"{group}={name}").out
             assert f"{group}={name}\n" in out
-            lines = (folder() / group / f"{name}.yaml").read_text().splitlines()
+            lines = (conf_folder() / group / f"{name}.yaml").read_text().splitlines()
             assert all(line in out for line in lines if line[:1].isalpha())
         assert "  _target_" not in out
     assert souping("help", "selector").out == souping("--help", "selector").out

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from omegaconf import OmegaConf
 
 from souping.cli.commands import OVERLAY, SETTINGS_FILES
@@ -84,7 +83,7 @@ VALUES = st.recursive(
 
 
 @given(value=st.dictionaries(ODD | TEXTS, VALUES, min_size=1, max_size=3))
-def test_what_yaml_says_arrives_as_it_stands(
+def test_a_value_of_a_settings_file_arrives_as_yaml_has_it(
     tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]
 ) -> None:
     from hydra.core.config_store import ConfigStore
@@ -156,7 +155,7 @@ def parsed(word: str) -> Any:
         ("", "run.yaml: ", "KEY: VALUE"),
     ],
 )  # fmt: skip
-def test_what_no_file_can_hold_is_refused_with_its_line(
+def test_a_setting_that_no_file_can_hold_is_refused_with_its_line(
     tmp_path: Path, text: str, start: str, needle: str
 ) -> None:
     line = refused_line(tmp_path, text)

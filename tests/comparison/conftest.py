@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from souping.logs.bfcl_items import MULTI_TURN
-from tests.logs.test_readers import write_csv
 from tests.support.bfcl_logs import calls, variants, write_project
+from tests.support.logs import write_csv
 
 
 @pytest.fixture

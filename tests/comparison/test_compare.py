@@ -19,8 +19,8 @@ from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
 from souping.report.render import sheet_markdown
 from tests.conftest import ROOT, Cli
-from tests.logs.test_readers import Frame, write_csv
 from tests.support.compare import Rows, answers, compared
+from tests.support.logs import Frame, write_csv
 
 # Verdicts
 
@@ -114,7 +114,7 @@ def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
     ],
     ids=str,
 )
-def test_arguments_are_checked(settings: dict[str, Any]) -> None:
+def test_a_wrong_argument_is_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
         compared(answers(0.5, 1), answers(0.5, 2), **settings)
 
@@ -350,7 +350,7 @@ def test_bfcls_overall_of_other_logs_is_refused() -> None:
         (["base=named.csv", "cand=renamed.csv"], "average"),
     ],
 )
-def test_what_cannot_be_compared_is_a_line(
+def test_logs_that_cannot_be_compared_are_refused_in_a_line(
     souping: Cli, log: Callable[..., Path], tmp_path: Path, words: list[str], key: str
 ) -> None:
     log("base", answers(0.5, 1))

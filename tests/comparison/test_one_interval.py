@@ -17,8 +17,8 @@ from souping.core.unit import POINTS
 from souping.runs.evidence import Pair, by_category
 from souping.statistics import bootstrap_t, comparison, joint
 from souping.statistics.levels import ALPHA, Level
-from souping.statistics.scores import Answers, ItemTable, ScoreTable
-from tests.logs.test_readers import Frame
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable
+from tests.support.logs import Frame
 
 Rows = list[dict[str, Any]]
 

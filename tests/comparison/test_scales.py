@@ -10,10 +10,10 @@ import pytest
 import souping
 from souping.comparison.result import CompareResult, RowVerdict
 from souping.statistics.comparison import contrast
-from souping.statistics.scores import ItemTable, ScoreTable, one_category
+from souping.statistics.score_table import ItemTable, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import Cli
-from tests.logs.test_readers import Frame, write_csv
+from tests.support.logs import Frame, write_csv
 
 ITEMS = 40
 

@@ -77,7 +77,7 @@ def test_passing_needs_no_correction() -> None:
     assert {word for word, _ in words} == {"no-worse"}
 
 
-def test_a_policy(tmp_path: Path) -> None:
+def test_a_policy_has_a_margin_a_task_and_required_tasks(tmp_path: Path) -> None:
     file = tmp_path / "gate.toml"
     file.write_text(
         'margin = 1.5\n[tasks.gsm8k]\nrequired = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n'

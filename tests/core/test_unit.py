@@ -67,7 +67,7 @@ def test_a_loss_is_turned_round_with_its_limits() -> None:
     ],
     ids=lambda one: one.name if isinstance(one, Unit) else "",
 )
-def test_words(one: Unit, words: tuple[str, ...]) -> None:
+def test_a_unit_has_its_words_numbers_and_colours(one: Unit, words: tuple[str, ...]) -> None:
     made = (
         one.text(0.012, sign=True),
         one.level(0.7812),
@@ -85,7 +85,7 @@ def test_scores_are_ordered_by_their_unit() -> None:
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_a_dash_and_no_end_of_an_interval(odd: float) -> None:
+def test_a_number_that_is_not_finite_is_a_dash_and_no_end_of_an_interval(odd: float) -> None:
     assert POINTS.score(odd) == POINTS.end(odd, sign=True) == HIDDEN
     assert POINTS.interval(0.1, odd) == POINTS.interval(odd, 0.1) == ""
     assert POINTS.limits(odd, 0.1, 0.95) == "95 % interval without limits"

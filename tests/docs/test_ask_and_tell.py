@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Cli, pool_of, report_of
-from tests.docs.test_docs import blocks
+from tests.support.pages import blocks
 
 SBATCH = """#!/bin/bash
 for word; do

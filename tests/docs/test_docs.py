@@ -27,10 +27,10 @@ from souping.report import content
 from souping.report.content import Report
 from tests.conftest import ROOT, Cli
 from tests.support.composition import compose
+from tests.support.pages import DOCS, FENCE, README, blocks
 from tests.support.report import sample
 from tests.support.scripts import script
 
-README = ROOT / "README.md"
 PAGES = [
     README,
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -65,10 +65,6 @@ OPTIONAL = (
 
 def names_of(paths: list[Path]) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in paths]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def links(page: Path) -> list[tuple[Path, str]]:
@@ -288,7 +284,6 @@ def paths_of(value: Any, path: str = "") -> Iterator[str]:
 
 with (ROOT / "benchmarks" / "claims.csv").open(encoding="utf-8", newline="") as _file:
     CLAIMS = list(csv.DictReader(_file))
-DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 CLAIMING = ["README.md", "benchmarks/README.md", *DOCS]
 for _generated in ("docs/reference.md", "docs/reference-files.md"):
     CLAIMING.remove(_generated)  # from conf/ and classes, whose numbers are defaults
@@ -296,7 +291,6 @@ UNITS = r"%|x|m?s|min|minutes|hours|px|[kMG]i?B|times|points?|items?|tokens?|mod
 NUMBER = re.compile(
     rf"(?<![\w.])\d[\d,.]*(?: to \d[\d,.]*)? ?(?:{UNITS})(?![\w])|(?<![\w.])\d*\.\d+(?![\w.])"
 )
-FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 
 
 def flat(text: str) -> str:

@@ -258,7 +258,7 @@ def test_draws_follow_the_probabilities() -> None:
         assert abs(counts[token] / 4000 - share) < 4 * error
 
 
-def test_what_sampling_leaves_out() -> None:
+def test_top_k_top_p_and_min_p_keep_the_likely_tokens() -> None:
     import torch
 
     scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
@@ -304,7 +304,7 @@ def test_greedy_repeats_are_asked_in_other_batches(items: tuple[Item, ...]) -> N
     )
 
 
-def test_how_answers_become_a_score() -> None:
+def test_several_answers_score_by_their_mean_or_by_the_best() -> None:
     one = Item(id="i", category="c", prompt="p", answer="7", scorer="number")
     said = ["it is 7", "3", "no: 3", "7.0", "so 3"]
     records = [[Record(item="i", score=float("7" in text), output=text) for text in said]]

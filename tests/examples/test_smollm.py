@@ -139,7 +139,7 @@ def test_the_same_seed_gives_the_same_bytes(
     assert all(name.startswith("model.layers.1.") for name in changed)
 
 
-def test_what_is_there_stays_unless_it_is_half_made(
+def test_a_fine_tune_that_is_there_stays_unless_it_is_half_made(
     material: Material, start: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "made"

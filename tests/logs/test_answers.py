@@ -17,14 +17,13 @@ from souping.logs.bfcl import FAILED, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
 from souping.logs.lm_eval import read_lm_eval, samples_of
+from souping.logs.log_scores import LogScores
 from souping.logs.match import matched, moments
 from souping.logs.records import LoggedAnswer, json_lines, metrics_of, pick_model
 from souping.logs.runs import read_run
-from souping.logs.scores import LogScores
 from souping.logs.sources import read_logs
-from tests.comparison.test_runs import answered, run  # noqa: F401  (a fixture)
-from tests.logs.test_match import log, match, metric
-from tests.logs.test_readers import PYTHON, Frame, write_csv
+from tests.support.logs import PYTHON, Frame, log, match, metric, write_csv
+from tests.support.runs import answered, write_run
 
 HERE = Path("log")
 
@@ -174,9 +173,9 @@ def test_losses_are_turned_round_and_groups_named_by_the_item(tmp_path: Path) ->
 # Runs
 
 
-def test_several_answers_count_one_by_one_if_the_score_is_their_mean(run: Any) -> None:  # noqa: F811
+def test_several_answers_count_one_by_one_if_the_score_is_their_mean(tmp_path: Path) -> None:
     """Of four answers one is wrong in every second item: the mean is (3 + n % 2) / 4, the best 1."""
-    folder = run("mean", 1, answered(best=False))
+    folder = write_run(tmp_path / "mean", step=1, change=answered(best=False))
     task = read_run(folder, "", "").tasks["c"]
     answers = task.metrics["score"].answers
     assert len(answers) == 4 * 60
@@ -189,18 +188,20 @@ def test_several_answers_count_one_by_one_if_the_score_is_their_mean(run: Any) -
     ]
     assert task.settings["score of several answers"] == "their mean"
 
-    best = read_run(run("best", 1, answered(best=True)), "", "").tasks["c"]
+    best = read_run(write_run(tmp_path / "best", step=1, change=answered(best=True)), "", "").tasks[
+        "c"
+    ]
     assert len(best.metrics["score"].answers) == 60
     assert {answer.score for answer in best.metrics["score"].answers} == {1.0}
     assert best.settings["score of several answers"] == "the best of 4"
 
 
-def test_an_answer_of_a_run_has_its_texts_and_hashes(run: Any) -> None:  # noqa: F811
+def test_an_answer_of_a_run_has_its_texts_and_hashes(tmp_path: Path) -> None:
     def written(number: int, line: dict[str, Any]) -> None:
         line["models"]["soup"] |= {"resps": [["four"]], "sent_hash": f"s{number}"}
         line["doc"] |= {"group": f"g{number // 2}", "topic": "t"}
 
-    folder = run("a", 2, written)
+    folder = write_run(tmp_path / "a", step=2, change=written)
     first = read_run(folder, "soup", "").tasks["c"].metrics["score"].answers[0]
     assert (first.characters, first.output, first.prompt) == (4, "four", "p")
     assert (first.group, first.prompt_hash, first.identity) == ("g0", "s0", "p0")
@@ -345,7 +346,7 @@ def test_version_2_is_that_of_3_and_sizes_of_live_files_may_be_others() -> None:
     assert coefficients_of(overall("v4"), []) == {}
 
 
-def test_what_items_share() -> None:
+def test_items_share_a_story_a_state_a_question_or_a_function() -> None:
     entry = {"question": [[{"b": 1, "a": 2}], "later"], "initial_config": {"y": 1, "x": 2}}
     assert list(shared_content("multi_turn_base_7", entry)) == [
         "story multi_turn 7", 'state {"x": 2, "y": 1}', 'question [{"a": 2, "b": 1}]',

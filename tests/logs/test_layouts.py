@@ -357,7 +357,7 @@ class TestArrays:
         scores[0] = np.nan
         assert compared(list(self.BASE), scores).average_row("cand").missing == 1
 
-    def test_what_a_mask_hides_is_a_missing_answer(self) -> None:
+    def test_a_masked_score_is_a_missing_answer(self) -> None:
         scores = np.ma.array(self.CAND, mask=[True, True, False, False, False, False])
         found = compared(list(self.BASE), scores).average_row("cand")
         hidden = np.array([np.nan, np.nan, *self.CAND[2:]])
@@ -407,6 +407,6 @@ class TestArrays:
             "a file",
         ],
     )
-    def test_what_cannot_be_paired_is_refused(self, scores: Any, words: str) -> None:
+    def test_scores_that_cannot_be_paired_are_refused(self, scores: Any, words: str) -> None:
         with pytest.raises(UserError, match=words):
             compared(list(self.BASE), scores)

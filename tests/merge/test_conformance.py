@@ -107,7 +107,7 @@ def test_recipes_keep_the_pools_order_and_drop_zeros(
 
 
 @pytest.mark.parametrize("weights", [{"m0": 0.25, "m2": 0.75}, {"m1": 1.0}])
-def test_written_is_poured(
+def test_the_written_soup_is_the_soup_in_memory(
     backend: MergeBackend, folders: Siblings, weights: Mapping[str, float], tmp_path: Path
 ) -> None:
     pool = backend.open(folders)

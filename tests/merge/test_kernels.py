@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.views import widen
@@ -33,8 +32,8 @@ from souping.merge.kernels import (
 )
 from souping.merge.local import LocalMerge
 from souping.merge.writer import fill_shards
-from tests.merge.test_writer import contents, planned, siblings, staging
 from tests.support.checkpoints import expected, load, same_bits
+from tests.support.merges import contents, planned, siblings, staging
 
 TAGS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SPECIAL = np.array(
@@ -172,7 +171,7 @@ def test_weights_at_the_edges() -> None:
         (np.zeros(4, int), "int64"),
     ],
 )
-def test_what_a_method_of_the_users_makes_is_looked_at(made: object, said: str) -> None:
+def test_a_wrong_result_of_a_users_method_is_refused(made: object, said: str) -> None:
     def mine(tensors: Sequence[np.ndarray], weights: Sequence[float]) -> Any:
         return made
 

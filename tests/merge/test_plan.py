@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.merge_inputs import sparse_70b
@@ -28,7 +27,8 @@ from souping.merge.__main__ import merge_plan
 from souping.merge.alignment import matcher
 from souping.merge.kernels import METHODS, Float32, Method
 from souping.merge.local import LocalMerge
-from souping.merge.mergekit import MergekitMerge, to_yaml
+from souping.merge.mergekit import MergekitMerge
+from souping.merge.mergekit_yaml import to_yaml
 from souping.merge.stored import load_plan
 from souping.merge.writer import fill_shards, make_shards
 from tests.conftest import recipe
@@ -161,7 +161,7 @@ def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ((torch.bfloat16, torch.float16), "float16", torch.float16),
     ],
 )
-def test_dtypes(
+def test_a_soup_has_the_common_dtype_or_the_one_requested(
     tmp_path: Path, types: tuple[torch.dtype, torch.dtype], asked: str | None, got: torch.dtype
 ) -> None:
     folders = {
@@ -354,7 +354,9 @@ def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
         ("a[0]", "a0", False),
     ],
 )
-def test_patterns(pattern: str, name: str, hit: bool) -> None:
+def test_a_pattern_matches_whole_words_and_ranges_of_numbers(
+    pattern: str, name: str, hit: bool
+) -> None:
     assert matcher(pattern)(name) is hit
 
 
@@ -526,6 +528,8 @@ def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
         ({"method": "task_arithmetic"}, r"merge\.base_model"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_a_method_that_mergekit_does_not_have_is_not_exported(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         to_yaml(replace(recipe(0.5, 0.5), **fields), {"a": "a", "b": "b"})

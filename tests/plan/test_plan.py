@@ -28,13 +28,13 @@ from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.plan.planner import missing_here
 from souping.plan.speed import PlannedStage, Speed
-from souping.runs import machine
-from souping.runs.machine import Machine, requirements_of, soup_bytes
+from souping.runs import requirements
+from souping.runs.requirements import Machine, requirements_of, soup_bytes
 from souping.runs.steps import SEARCH, STEPS
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
-from tests.cli.test_experiments import CHOSEN
 from tests.conftest import PAPER, ROOT, Cli, finished_words, pool_of, report_of
+from tests.support.experiments import CHOSEN
 
 GB = 10**9
 EIGHT = ModelSize(
@@ -59,14 +59,14 @@ def run(**changes: Any) -> Any:
         ("org/Mixtral-8x7B", 0),
     ],
 )
-def test_parameters_by_name(name: str, number: float) -> None:
+def test_the_number_of_parameters_is_read_from_a_name(name: str, number: float) -> None:
     assert parameters_in(name) == number
 
 
 class TestSpace:
     @pytest.fixture(autouse=True)
     def disks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "disk_space", lambda path: (100 * GB, 1))
+        monkeypatch.setattr(requirements, "disk_space", lambda path: (100 * GB, 1))
 
     @staticmethod
     def fits(
@@ -117,7 +117,7 @@ class TestSpace:
         written: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(machine, "scratch_place", lambda size: Path("/tmp"))
+        monkeypatch.setattr(requirements, "scratch_place", lambda size: Path("/tmp"))
         found = requirements_of(
             run(**changes, stop_after="search"),
             [replace(EIGHT, download=0, adapter=adapter)],
@@ -137,7 +137,7 @@ class TestSpace:
 def test_a_full_disk_stops_a_run(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "disk_space", lambda path: (1000, 1))
+    monkeypatch.setattr(requirements, "disk_space", lambda path: (1000, 1))
     souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
     assert not list(tmp_path.glob("outputs/fam/*"))
     souping("plan", *pool_of(family)).refused("the disk for the soup has 1.00 kB")

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
 from souping.core.types import SearchEnd, StopReason
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
-from souping.report.analyses import read_content
-from souping.report.files import as_json, draw, search_summary, write_report, write_trials
+from souping.report.analysis_results import read_content
 from souping.report.render import markdown, page, report_table
+from souping.report.run_files import as_json, draw, search_summary, write_report, write_trials
 from souping.report.sections import ended
 from tests.support.html import outline
 from tests.support.report import sample
@@ -235,7 +234,7 @@ def test_an_end_without_a_gain_is_its_reason() -> None:
     assert (found.stopped, found.without_guards) == ("the budget ends", None)
 
 
-def test_what_an_optimiser_of_the_users_says_is_kept_as_it_is() -> None:
+def test_the_words_of_a_users_optimiser_are_kept_as_they_are() -> None:
     found = search_summary(BITS_PER_BYTE, {"asked": 3, "stopped": "enough", "finishing_gain": 0.5})
     assert (found.stopped, found.finishing_gain, found.others) == ("enough", 0.5, {"asked": 3})
     assert ended(search_summary(POINTS, {})) == ""

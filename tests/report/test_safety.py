@@ -12,19 +12,18 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
-from souping.report.analyses import read_content
+from souping.report.analysis_results import read_content
 from souping.report.content import ExpectedSummary, TrialRow
-from souping.report.files import csv_cell, write_report, write_trials
 from souping.report.format import escape_markdown, quoted
 from souping.report.jobs import SweepJob, best_jobs, sweep_lines, write_sweep
 from souping.report.plots import forest
 from souping.report.render import also_table, markdown, page, plain_table, report_table
+from souping.report.run_files import csv_cell, write_report, write_trials
 from souping.report.tables import expected_scores
 from souping.runs.run_report import card
 from tests.support.html import outline

@@ -18,7 +18,7 @@ from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
-from souping.report.analyses import read_content
+from souping.report.analysis_results import read_content
 from souping.report.content import Report
 from souping.report.render import markdown, report_table
 from souping.report.sections import endings, losses
@@ -28,7 +28,7 @@ from souping.runs.expected import FALSE_ALARM, check_expected
 from souping.runs.settings import Expectation, expectations
 from souping.runs.state import Contender, ContenderKind, ExtraBenchmark
 from souping.search.loop import SearchResult
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 from tests.conftest import Cli, FakeEvaluator, make_items, pool_of, recipe
 from tests.support.family import answers
 from tests.support.flips import compare

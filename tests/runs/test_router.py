@@ -20,7 +20,7 @@ from souping.core.reading import to_json
 from souping.core.scores import Mean, WorstCategory
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
-from souping.report.analyses import read_content
+from souping.report.analysis_results import read_content
 from souping.report.content import Report
 from souping.report.format import escape_markdown
 from souping.report.plots import forest

@@ -5,16 +5,10 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import re
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,18 +21,14 @@ from souping.evaluate.benchmark import Benchmark, limit_splits, make_splits
 from souping.merge.local import LocalMerge
 from souping.runs.settings import RunSettings
 from souping.runs.state import MIXED_ROWS
-from tests.conftest import ROOT, Cli, finished_words, make_items, pool_of, report_of
+from tests.conftest import Cli, finished_words, make_items, pool_of, report_of
+from tests.support.processes import killed_at, timeless
 
 OUTPUTS = ("config.yaml", "selection.json", "trials.csv", "report.json", "report.md", "report.html")
 
 
 def run_dir(where: Path, number: int = -1) -> Path:
     return sorted(p.parent for p in where.glob("outputs/fam/**/config.yaml"))[number]
-
-
-def timeless(report: dict[str, Any]) -> dict[str, Any]:
-    differing = ("cost", "provenance", "rebuild")
-    return {key: value for key, value in report.items() if key not in differing}
 
 
 def test_a_second_run_evaluates_nothing(
@@ -111,7 +101,9 @@ def test_the_soup_on_disk_scores_as_poured(
     assert written["scores"] == loaded["scores"]
 
 
-def test_stop_after(family: Path, souping: Cli, tmp_path: Path) -> None:
+def test_a_run_that_stops_early_writes_only_its_steps(
+    family: Path, souping: Cli, tmp_path: Path
+) -> None:
     left = ["config.yaml", "run.log", "samples.jsonl.gz", "selection.json"]
     for stop, more in {"select": [], "search": ["recipe.json", "trials.csv"]}.items():
         souping(
@@ -162,30 +154,6 @@ def test_a_tracked_multirun_is_a_group(
         runs += of_type(log_of(folder), "run")
     assert [run["run_group"] for run in runs] == ["sweep"] * 3
     assert runs[2]["job_type"] == "summary"
-
-
-def rows_in(store: Path) -> int:
-    try:
-        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
-            return int(db.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
-    except sqlite3.Error:
-        return 0
-
-
-def killed_at(rows: int, words: Sequence[str], folder: Path) -> int:
-    line = [sys.executable, "-m", "souping", *words]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    victim = subprocess.Popen(
-        line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet
-    )
-    store = folder / "outputs/store.sqlite"
-    while victim.poll() is None and rows_in(store) < rows:
-        time.sleep(0.02)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    kept = rows_in(store)
-    assert kept >= rows
-    return kept
 
 
 def call(family: Path, *more: str) -> list[str]:
@@ -363,7 +331,9 @@ def test_every_item_is_there_with_its_answers(family: Path, finished: Path) -> N
 
 
 @pytest.mark.slow
-def test_what_was_fixed_and_what_broke(souping: Cli, family: Path, tmp_path: Path) -> None:
+def test_items_that_the_soup_fixed_or_broke_are_shown(
+    souping: Cli, family: Path, tmp_path: Path
+) -> None:
     souping(
         *pool_of(family), "selector=topk", "selector.k=2", "optimiser=uniform", "hydra.run.dir=run"
     ).ok()
@@ -402,7 +372,9 @@ def test_a_category_and_its_prompt_reference_and_answers(souping: Cli, finished_
     souping("show", "outputs").refused("no samples.jsonl.gz")
 
 
-def test_looking_is_noted(family: Path, souping: Cli, finished_copy: Path, tmp_path: Path) -> None:
+def test_answers_that_were_shown_are_noted_in_the_store(
+    family: Path, souping: Cli, finished_copy: Path, tmp_path: Path
+) -> None:
     def views() -> list[tuple[str, int]]:
         query = "SELECT recipe, COUNT(*) FROM views JOIN members USING (item_set) GROUP BY recipe"
         with closing(sqlite3.connect(tmp_path / "outputs/store.sqlite")) as db:

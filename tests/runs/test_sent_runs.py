@@ -17,7 +17,7 @@ from souping.report.samples import SAMPLES_FILE
 from souping.runs import open_soups
 from souping.runs.open_soups import asked_soups
 from tests.conftest import Cli, Outcome, command_line
-from tests.runs.test_asking import Lab
+from tests.support.asking import Lab
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_ask_goes_on_with_the_settings_of_the_run_alone(lab: Lab, word: str) -> 
     assert state_of(lab.run / "asked") == before
 
 
-def test_places_may_differ(lab: Lab) -> None:
+def test_a_run_goes_on_with_its_store_elsewhere(lab: Lab) -> None:
     (lab.place / "run.sqlite").rename(lab.place / "moved.sqlite")
     lab.ask(2, "store=moved.sqlite", "--allow-code").ok()
 

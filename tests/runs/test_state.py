@@ -13,7 +13,7 @@ from souping.core.scores import Mean, MeasuredScores
 from souping.core.types import Candidate, ItemScores, Recipe, Result, Selection
 from souping.merge.local import LocalMerge
 from souping.plan.counting import PlannedPool
-from souping.report.analyses import UserResult
+from souping.report.analysis_results import UserResult
 from souping.runs.settings import RunSettings, StopAfter
 from souping.runs.state import Reported, Searched, Selected, State
 from souping.runs.steps import Stage, Steps

@@ -26,7 +26,7 @@ from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
 from souping.search.points import Fixed, GreedySoup, Grid, ListSearch, Nevergrad, Uniform
-from souping.search.trajectory import ALPHAS, TrajectoryAverages, Window, shuffled, windows
+from souping.search.windows import ALPHAS, TrajectoryAverages, Window, shuffled, windows
 from souping.testing import INGREDIENTS, check_optimiser, run_search, search_space
 from tests.conftest import make_items, recipe
 from tests.support.choices import differing, each
@@ -93,7 +93,9 @@ def test_grid_is_the_papers_points_uniform_and_vertices_each_once(size: int, sou
         (lambda: Grid(max_trials=0), "max_trials=.* at least 1"),
     ],
 )
-def test_what_is_refused(refused: Callable[[], object], words: str) -> None:
+def test_a_wrong_size_step_algorithm_or_weight_is_refused(
+    refused: Callable[[], object], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         refused()
 

@@ -155,7 +155,7 @@ class TestNevergrad:
             own.tell(candidate, n / 100 - points[-1][0])
         return points
 
-    def test_softmax(self) -> None:
+    def test_proposals_by_softmax_are_nevergrads_through_a_softmax(self) -> None:
         array = nevergrad.p.Array(shape=(3,))
         points = self.expected(array, "OnePlusOne", lambda x: np.exp(x) / np.exp(x).sum(), 5)
         proposals = self.proposals(Nevergrad(algorithm="OnePlusOne", max_trials=9), 5)
@@ -163,14 +163,14 @@ class TestNevergrad:
             assert proposal == pytest.approx(point)
 
     @pytest.mark.parametrize("name", ["ScrHammersleySearch", "OnePlusOne"])
-    def test_normalise(self, name: str) -> None:
+    def test_proposals_by_normalising_are_nevergrads_over_their_sum(self, name: str) -> None:
         optimiser = Nevergrad(algorithm=name, parametrisation="normalise", max_trials=9)
         array = nevergrad.p.Array(init=np.full(3, 0.5)).set_mutation(sigma=1 / 6)
         points = self.expected(array.set_bounds(0.0, 1.0), name, lambda x: x / x.sum(), 5)
         for proposal, point in zip(self.proposals(optimiser, 5), points, strict=True):
             assert proposal == pytest.approx(point, abs=1e-6)
 
-    def test_lattice(self) -> None:
+    def test_proposals_on_the_lattice_are_points_of_the_grid(self) -> None:
         optimiser = Nevergrad(
             algorithm="RandomSearch", parametrisation="lattice", step=0.2, max_trials=9
         )

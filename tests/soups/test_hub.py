@@ -19,7 +19,7 @@ from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.hub import fetch_one, parse_name
 from souping.core.types import UserError
-from souping.report.analyses import read_content
+from souping.report.analysis_results import read_content
 from souping.runs.run_report import card
 from souping.soups import upload
 from souping.soups.settings import Target

@@ -17,7 +17,7 @@ from souping.statistics.comparison import Comparison, contrast, contrast_at, spl
 from souping.statistics.joint import JointFlips
 from souping.statistics.levels import Level
 from souping.statistics.power import detectable
-from souping.statistics.scores import Answers, ScoreTable, one_category
+from souping.statistics.score_table import Answers, ScoreTable, one_category
 from tests.comparison.worlds import matched, metric, pooled
 from tests.conftest import ROOT
 from tests.support.flips import sign_flip

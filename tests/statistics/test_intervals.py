@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
+from hypothesis import given, settings, strategies as st
+from scipy import special, stats
 
 from souping.core.types import FloatArray, IntArray
-from souping.statistics.intervals import Interval, effective_size, objective_interval, rate
-from souping.statistics.scores import ItemTable, ModelScores, one_category
+from souping.statistics.bootstrap_t import bootstrap_reach
+from souping.statistics.intervals import (
+    Interval,
+    category_limits,
+    effective_size,
+    flat_margins,
+    objective_interval,
+    rate,
+    wilson,
+)
+from souping.statistics.score_table import ItemTable, ModelScores, one_category
 
 
 def interval_of(
@@ -237,3 +246,120 @@ def test_a_category_without_weight_has_a_mean_all_the_same() -> None:
     interval = objective_interval(ModelScores(items=table, values=values), draws=199)
     assert table.score(values) == interval.estimate.value == pytest.approx(lowest)
     assert interval.estimate.low < interval.estimate.value < interval.estimate.high
+
+
+# Formulas written out
+
+
+def test_wilsons_interval_takes_fractions_of_items() -> None:
+    """The roots in p of (mean - p)^2 = z^2 p (1 - p) / n, cut at 0 and 1."""
+    for mean, n, z in ((0.3, 12.5, 1.96), (0.97, 4.0, 2.5), (0.0, 7.0, 1.0), (1.0, 7.0, 1.0)):
+        low, high = np.sort(np.roots([1 + z**2 / n, -2 * mean - z**2 / n, mean**2]).real)
+        assert wilson(mean, n, z) == pytest.approx((max(0, low), min(1, high)), abs=1e-9)
+
+
+def grouped_scores() -> ModelScores:
+    """Fourteen items in six groups, graded."""
+    values = np.array([1, 0.5, 0.5, 0, 1, 1, 1, 0, 0, 0.25, 0.75, 1, 0.5, 0.5])
+    groups = np.array([0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5])
+    return ModelScores(items=one_category(groups), values=values)
+
+
+@pytest.mark.parametrize("tail", [0.025, 0.005])
+def test_graded_scores_have_students_limits_over_groups(tail: float) -> None:
+    scores = grouped_scores()
+    mean = scores.values.mean()
+    residuals = np.bincount(scores.items.groups, scores.values - mean) / 14
+    error = math.sqrt(6 * residuals.var(ddof=1))
+    margin = stats.t.isf(tail, 5) * error
+    limits = category_limits(scores, tail)
+    assert limits == pytest.approx((max(0.0, mean - margin), min(1.0, mean + margin)))
+    found = rate(scores)
+    assert (found.estimate.value, found.n, found.groups) == (pytest.approx(mean), 14, 6)
+    independent = scores.values.var(ddof=1) / 14
+    assert found.effective_n == pytest.approx(14 * min(1.0, independent / error**2))
+
+
+def test_right_or_wrong_groups_have_wilsons_limits_of_the_effective_items() -> None:
+    groups = np.repeat(np.arange(10), 3)
+    values = np.repeat([1, 1, 0, 1, 0, 0, 1, 1, 0, 1], 3).astype(float)
+    values[[2, 9]] = 1 - values[[2, 9]]
+    scores = ModelScores(items=one_category(groups), values=values)
+    sums = np.bincount(groups, values - values.mean()) / 30
+    clustered = 10 * sums.var(ddof=1)
+    independent = values.var(ddof=1) / 30
+    n = 30 * independent / clustered
+    assert 10 < n < 30
+    assert effective_size(scores) == pytest.approx(n)
+    for tail in (0.025, 0.01):
+        expected = wilson(values.mean(), n, stats.norm.isf(tail))
+        assert category_limits(scores, tail) == pytest.approx(expected)
+    alike = ModelScores(items=one_category(groups), values=np.ones(30))
+    assert effective_size(alike) == 10
+    # Groups that are all alike show no variance either.
+    apart = ModelScores(items=one_category(groups), values=np.tile([1.0, 0.0, 0.5], 10))
+    assert effective_size(apart) == 10
+
+
+def test_a_group_that_varies_within_is_worth_all_of_its_items() -> None:
+    groups = np.repeat(np.arange(6), 2)
+    values = np.array([1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1.0])
+    assert effective_size(ModelScores(items=one_category(groups), values=values)) == 12
+
+
+@pytest.mark.parametrize(("value", "below", "above"), [(0.5, 1, 1), (0.0, 0, 1), (1.0, 1, 0)])
+def test_what_was_not_seen_has_jeffreys_limit(value: float, below: int, above: int) -> None:
+    """Of n = 8 groups alike the rate of an event may be up to the 97.5 % point of Beta(1/2, n + 1/2)."""
+    scores = ModelScores(items=one_category(np.arange(8)), values=np.full(8, value))
+    move = special.betaincinv(0.5, 8.5, 0.975)
+    assert flat_margins(scores.grouped, 0.0, 1.0) == pytest.approx((below * move, above * move))
+    wider = special.betaincinv(0.5, 8.5, 0.99)
+    margins = flat_margins(scores.grouped, 0.0, 1.0, 0.01)
+    assert margins == pytest.approx((below * wider, above * wider))
+    if value == 0.5:
+        assert category_limits(scores, 0.01) == pytest.approx((0.5 - wider, 0.5 + wider))
+
+
+def test_strata_that_vary_and_strata_that_do_not_add_in_squares() -> None:
+    """A category of 40 items that vary, weight 0.6, and one of 12 that are all right, which cannot rise."""
+    values = np.concatenate([np.arange(40) % 3 != 0, np.ones(12)]).astype(float)
+    categories = np.repeat([0, 1], [40, 12])
+    table = ItemTable(
+        names=("x", "y"),
+        categories=categories,
+        groups=np.arange(52),
+        coefficients=np.array([0.6, 0.4]),
+    )
+    scores = ModelScores(items=table, values=values)
+    reach = bootstrap_reach(scores.grouped, draws=4999)
+    assert reach is not None
+    error = 0.6 * math.sqrt(values[:40].var(ddof=1) / 40)
+    assert reach.error == pytest.approx(error)
+    fall = 0.4 * special.betaincinv(0.5, 12.5, 0.975)
+    below = max(1.959964 * error, reach.below(0.05))
+    above = max(1.959964 * error, reach.above(0.05))
+    found = objective_interval(scores)
+    mean = 0.6 * values[:40].mean() + 0.4
+    assert found.estimate.value == pytest.approx(mean)
+    assert found.estimate.low == pytest.approx(mean - math.hypot(below, fall))
+    assert found.estimate.high == pytest.approx(min(1.0, mean + above))
+
+
+def test_an_objective_that_bends_has_the_values_of_the_categories_limits() -> None:
+    """Two categories: each has its limits at half of 2.5 % on either side."""
+    rng = np.random.default_rng(3)
+    values = (rng.random(60) < 0.6).astype(float)
+    categories = np.repeat([0, 1], 30)
+    table = ItemTable(
+        names=("x", "y"),
+        categories=categories,
+        groups=np.arange(60),
+        coefficients=np.full(2, 0.5),
+        value=lambda means: means.min(axis=-1),
+    )
+    found = objective_interval(ModelScores(items=table, values=values))
+    limits = [wilson(values[categories == c].mean(), 30, stats.norm.isf(0.0125)) for c in (0, 1)]
+    assert (found.estimate.low, found.estimate.high) == pytest.approx(
+        (min(low for low, _ in limits), min(high for _, high in limits))
+    )
+    assert found.estimate.value == pytest.approx(min(values[:30].mean(), values[30:].mean()))

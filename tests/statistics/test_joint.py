@@ -15,7 +15,7 @@ from souping.statistics.joint import (
     equivalent_tests,
 )
 from souping.statistics.levels import FIRST_LOOK
-from souping.statistics.scores import one_category
+from souping.statistics.score_table import one_category
 from tests.comparison.worlds import metric, pooled
 
 

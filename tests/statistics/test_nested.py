@@ -16,7 +16,7 @@ from souping.statistics.comparison import (
 )
 from souping.statistics.levels import Level
 from souping.statistics.nested import NestedIntervals
-from souping.statistics.scores import ItemTable, Paired, ScoreTable, one_category
+from souping.statistics.score_table import ItemTable, Paired, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import ROOT
 from tests.support.scripts import script

@@ -9,6 +9,7 @@ from typing import Any
 
 from souping.core.types import Item, Record
 from souping.evaluate.bfcl import Environment, records, run_bfcl_eval
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 
 CHAT = "I am sorry, none of these functions can do that"
 UNMET = {
@@ -139,3 +140,24 @@ def score(
         (folder / f"BFCL_v4_{category}_result.json").write_text("\n".join(lines) + "\n")
     run_bfcl_eval(environment, root, handler, ids)
     return records(root / "result" / name, root / "score" / name, items)
+
+
+def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[Item]:
+    """The items of each category with the shortest prompts: they fit the demo's 512 tokens."""
+    found = []
+    for name in categories:
+        items = BfclBenchmark(data=bfcl.data, categories=(name,)).items()
+        found += sorted(
+            (item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item))
+        )[:count]
+    return found
+
+
+def prompt(item: Item) -> str:
+    """What the handler `plain` asks of a Python item; bfcl-eval adds the hint on the language."""
+    hint = " Note that the provided function is in Python 3 syntax."
+    docs = [
+        json.dumps({**doc, "description": doc["description"] + hint})
+        for doc in item.answer["functions"]
+    ]
+    return "\n".join([*docs, *(f"User: {m['content']}" for m in item.prompt), "Call:"])

@@ -18,7 +18,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 
 from souping.cli.commands import OVERLAY, root_of
-from souping.cli.help import folder
+from souping.core.system import conf_folder
 
 SHIPPED = {"hydra", "main", "schema"}
 """Providers of files that no test writes."""
@@ -100,7 +100,7 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
 
     config.register()
     root = root_of(overrides)
-    with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         cfg = hydra.compose(root, list(overrides))
         config.drop_replaced(cfg, root, overrides)
         return config.resolved(cfg)

@@ -24,8 +24,7 @@ import textwrap
 import threading
 import tokenize
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterable, Mapping, Set as AbstractSet
 from functools import cache
 from pathlib import Path
 from types import FrameType

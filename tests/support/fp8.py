@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tests.conftest import ROOT
+
 SIZES = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 200, "num_hidden_layers": 1}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 36}
 LAYOUTS = {
@@ -90,3 +92,6 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     table = {name: write(root / name, preset, int(name[-1])) for name, preset in LAYOUTS.items()}
     (root / "expected.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+DATA = ROOT / "tests" / "data" / "fp8"

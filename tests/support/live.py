@@ -15,7 +15,7 @@ from souping.core.protocols import ModuleSettings
 from souping.core.types import Item
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.process import Process, ServerError, models_at, post
+from souping.evaluate.servers.server_process import Process, ServerError, models_at, post
 
 
 def live(folder: Path, settings: ModuleSettings | None = None) -> Any:

@@ -19,14 +19,14 @@ import pytest
 from souping.core.protocols import Tracker
 from souping.core.types import Json, JsonObject, Recipe, Result, Trial
 from souping.core.unit import POINTS
-from souping.report.analyses import read_content
-from souping.report.files import write_report, write_selection, write_trials
+from souping.report.analysis_results import read_content
 from souping.report.progress import show_warnings
+from souping.report.run_files import write_report, write_selection, write_trials
 from souping.testing import check_tracker
 from souping.trackers import GuardedTracker, NoTracker, TrackioTracker, WandbTracker
 from tests.support.choices import differing, each
 from tests.support.report import sample
-from tests.support.wandb import log_of, made, of_type, tables_of
+from tests.support.wandb import log_of, of_type, tables_of, trial_of
 
 # read when it is imported
 os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="souping-trackio-"))
@@ -105,8 +105,9 @@ def recorded(
         tracker = WandbTracker(group="sweep-1", args={"tags": ["fast"], "job_type": "job"})
         tracker.start({"selector": {"threshold": 0.2}, "name": "mine"}, run_dir)
         for number, entry in enumerate(trials[:12], start=1):
-            best = max(earlier.objective for earlier in trials[:number])
-            tracker.log(dataclasses.replace(made(entry), best=best))
+            objectives = [trial.objective for trial in trials[:number]]
+            best = max(objective for objective in objectives if objective is not None)
+            tracker.log(trial_of(entry, best))
         content = read_content(report)
         write_report(content, trials[:12], run_dir)
         write_trials(trials[:12], content, run_dir / "trials.csv")
@@ -320,7 +321,7 @@ class Recorded:
         self.ended = True
 
 
-def test_trackio_records(
+def test_trackio_gets_settings_points_and_the_verdict(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Json] = {}

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,11 +21,12 @@ from souping.answers.claims import evaluator_digest
 from souping.core.protocols import ModuleSettings, evaluator_fingerprint
 from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
-from souping.evaluate.servers.process import free_port
+from souping.evaluate.servers.server_process import free_port
 from tests.conftest import Cli, recipe
+from tests.support.bfcl import prompt, shortest
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
 
@@ -37,27 +38,6 @@ served = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in TransformersServer.packages),
     reason="needs the extra `serving`",
 )
-
-
-def prompt(item: Item) -> str:
-    """What the handler `plain` asks of a Python item; bfcl-eval adds the hint on the language."""
-    hint = " Note that the provided function is in Python 3 syntax."
-    docs = [
-        json.dumps({**doc, "description": doc["description"] + hint})
-        for doc in item.answer["functions"]
-    ]
-    return "\n".join([*docs, *(f"User: {m['content']}" for m in item.prompt), "Call:"])
-
-
-def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[Item]:
-    """The items of each category with the shortest prompts: they fit the demo's 512 tokens."""
-    found = []
-    for name in categories:
-        items = BfclBenchmark(data=bfcl.data, categories=(name,)).items()
-        found += sorted(
-            (item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item))
-        )[:count]
-    return found
 
 
 def table(folder: Path) -> Any:
@@ -204,7 +184,9 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
         ({"python": "/opt/bfcl"}, "python=.*bin/python"),
     ],
 )
-def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str) -> None:
+def test_a_wrong_handler_or_setting_is_refused_by_its_key(
+    bfcl: Environment, settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         BfclEvaluator(**{"server": SERVER, "categories": ["live"], **settings}).prompts.check(
             ["tuned_java"]
@@ -228,7 +210,7 @@ def test_a_candidate_may_have_a_handler_of_its_own() -> None:
         )
 
 
-def test_what_changes_answers_changes_the_fingerprint() -> None:
+def test_settings_that_change_answers_change_the_fingerprint() -> None:
     evaluator = BfclEvaluator(server=VllmServer())
     assert evaluator_fingerprint(evaluator) == digest(evaluator.settings)
     table: list[tuple[dict[str, Any], bool]] = [
@@ -254,7 +236,9 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
 
 @served
 @pytest.mark.slow
-def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
+def test_a_run_with_bfcl_evaluates_and_reuses_answers(
+    bfcl: Environment, address: str, souping: Cli, tmp_path: Path
+) -> None:
     words = [
         "evaluator=bfcl",
         f"evaluator.python={bfcl.python}",

@@ -20,7 +20,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.bfcl import BfclEvaluator, Environment
 from souping.evaluate.servers.choices import RunningServer, VllmServer
 from tests.conftest import ROOT
-from tests.evaluate.bfcl.test_evaluator import shortest
+from tests.support.bfcl import shortest
 from tests.support.http import FakeServer, Handler, serving
 
 MODEL = Path(demo.path("tuned_python"))
@@ -128,7 +128,9 @@ def with_choice(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item, ...]) -> None:
+def test_sampling_and_prompts_are_those_of_the_evaluator(
+    server: Completions, items: tuple[Item, ...]
+) -> None:
     found = evaluator(server, max_new_tokens=7).evaluate(TABLE, items, 1)
     # no call was to be made
     assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2
@@ -144,7 +146,9 @@ def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item,
 
 
 @pytest.mark.slow
-def test_outcomes(server: Completions, items: tuple[Item, ...]) -> None:
+def test_an_answer_is_truncated_by_its_reason_or_by_its_tokens(
+    server: Completions, items: tuple[Item, ...]
+) -> None:
     seven = {**GOOD, "usage": {**USED, "completion_tokens": 7}}
     for body, limit, outcome in (
         (GOOD, None, "finished"),
@@ -158,7 +162,9 @@ def test_outcomes(server: Completions, items: tuple[Item, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_no_completion_is_no_answer(server: Completions, many: tuple[Item, ...]) -> None:
+def test_a_reply_that_is_no_completion_is_no_answer(
+    server: Completions, many: tuple[Item, ...]
+) -> None:
     garbage = [b"", b"\x00\xff", b"{}", b"null", {**GOOD, "choices": []}, {**GOOD, "choices": [5]}]
     server.bodies = [*garbage, with_choice(text="half \ud800 \x1b[2J")]
     found = evaluator(server).evaluate(TABLE, many[: len(garbage) + 2])
@@ -185,7 +191,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from types import SimpleNamespace
 from tests.evaluate.bfcl.test_server import TABLE, evaluator
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 asking = evaluator(SimpleNamespace(port=int(sys.argv[2])))
 items = asking.prompts.benchmark.items()
 asking.evaluate(TABLE, [item for item in items if item.id == sys.argv[3]])

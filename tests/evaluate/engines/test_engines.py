@@ -362,7 +362,7 @@ def test_a_soup_that_cannot_be_mixed_is_an_error_and_the_engine_begins_anew(
     assert isinstance(sinks.all[1].got[1], dict)
 
 
-def test_what_is_not_checked_is_for_the_report(
+def test_weights_that_were_not_checked_are_kept_for_the_report(
     family: Path, tmp_path: Path, sinks: SimpleNamespace
 ) -> None:
     with opened(family, tmp_path) as models:

@@ -24,7 +24,7 @@ from souping.evaluate.engines.vllm import (
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import RunningServer, VllmServer
-from souping.evaluate.servers.process import free_port
+from souping.evaluate.servers.server_process import free_port
 from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
 from souping.soups.models import RunPool

@@ -16,7 +16,7 @@ from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.metrics import measure, metric_score, pseudo_values
 from souping.statistics.intervals import rate
-from souping.statistics.scores import ModelScores, one_category
+from souping.statistics.score_table import ModelScores, one_category
 from tests.support import lm_eval_tasks
 from tests.support.choices import slow_unless
 from tests.support.flips import compare
@@ -106,7 +106,9 @@ class TestAgainstSacrebleusBootstrap:
         assert (ours.high - ours.low) / 2 == pytest.approx(theirs._ci / 100, rel=0.12)
 
     @pytest.mark.parametrize(("noise", "differs"), [(0.30, True), (0.35, False)])
-    def test_the_paired_test(self, kind: str, noise: float, differs: bool) -> None:
+    def test_the_sign_flip_agrees_with_sacrebleus_paired_test(
+        self, kind: str, noise: float, differs: bool
+    ) -> None:
         from sacrebleu.significance import PairedTest
 
         references, base = translations(300, 0.35, seed=3)

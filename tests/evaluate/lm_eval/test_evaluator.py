@@ -16,7 +16,6 @@ from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, assign
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.runs.settings import items_of
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
 from tests.support.live import live
@@ -153,7 +152,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
         ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
     ],
 )
-def test_category_and_group(
+def test_category_and_group_are_set_without_changing_the_item(
     evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str
 ) -> None:
     plain = {i.id: i for i in evaluator.prompts.benchmark.items()}["pick2/3"]
@@ -166,15 +165,15 @@ def test_category_and_group(
 
 def test_a_benchmark_chooses_and_names_the_documents(evaluator: HarnessEvaluator) -> None:
     choice = EvaluatorBenchmark(name="mine", exclude=["write"], limit=3)
-    chosen = items_of(replace(evaluator, tasks=["pick", "write", "shots"]), choice)
+    chosen = choice.brought_by(replace(evaluator, tasks=["pick", "write", "shots"]).prompts)
     assert [item.id for item in chosen.items()] == [
         f"{task}/{number}" for task in ("pick", "shots") for number in range(3)
     ]
     assert chosen.label == "mine"
-    assert items_of(evaluator, EvaluatorBenchmark()).label == "lm_eval"
+    assert EvaluatorBenchmark().brought_by(evaluator.prompts).label == "lm_eval"
 
 
-def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
+def test_a_setting_that_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
     def prints(**settings: Any) -> dict[str, str]:
         own = HarnessEvaluator(
             tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings
@@ -410,7 +409,7 @@ def test_a_value_that_the_model_cannot_use_is_refused(free: HarnessEvaluator, se
         ),
     ],
 )
-def test_what_cannot_be_generated(
+def test_a_task_that_cannot_be_evaluated_here_is_refused(
     free: HarnessEvaluator, task: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

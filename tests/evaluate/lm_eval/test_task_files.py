@@ -74,7 +74,7 @@ def told(folder: Path, *tasks: str) -> str:
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_what_a_file_names_as_code_does_not_run(evil: Path, name: str) -> None:
+def test_code_that_a_task_file_names_does_not_run(evil: Path, name: str) -> None:
     line, said = CODE[name]
     lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [line, *lm_eval_tasks.WRITE])
     message = told(evil, "calm", "wild")
@@ -257,7 +257,9 @@ def test_tasks_metrics_and_items(
     assert words in refused(folder, *tasks, **settings)
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("souping.evaluate.lm_eval.tasks.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs lm_eval: .*pip install .*\[lm_eval\]"):
         require()

@@ -102,7 +102,9 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
         ("own", "my_scorers.Kind", "is not a function"),
     ],
 )
-def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: str) -> None:
+def test_a_scorer_that_cannot_be_used_is_refused(
+    module: Path, name: str, path: str, told: str
+) -> None:
     with pytest.raises(UserError, match=told):
         load_scorers({name: path})
 

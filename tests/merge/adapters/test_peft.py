@@ -259,7 +259,7 @@ REFUSED: dict[str, tuple[Settings, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_plain_lora_is_refused_by_name(case: str, tmp_path: Path) -> None:
+def test_an_adapter_that_is_no_plain_lora_is_refused_by_name(case: str, tmp_path: Path) -> None:
     settings, needle = REFUSED[case]
     base = save_base(tmp_path / "base")
     if case == "bias":

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from souping.core.fields import checked, load_json
+from souping.core.fields import MOST_RUN_FILE_BYTES, checked, load_json
 from souping.core.files import sized, write_atomically
 from souping.core.parsing import read_yaml
 from souping.core.reading import read, to_json
@@ -32,7 +32,7 @@ from souping.core.types import (
     UserError,
 )
 from souping.core.unit import Unit
-from souping.report.analyses import NO_RESULTS, AnalysisResult, drawings, read_content
+from souping.report.analysis_results import NO_RESULTS, AnalysisResult, drawings, read_content
 from souping.report.content import (
     SCHEMA,
     CorrelationTable,
@@ -52,8 +52,6 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 LONGEST_CONFIG_BYTES = 200_000
 """Bytes of a configuration: more takes YAML longer than anybody waits."""
-MOST_BYTES = 100_000_000
-"""Bytes of any other file that a run writes and that is read as a whole."""
 
 
 class RunConfig(TypedDict, total=False):
@@ -134,7 +132,7 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     Raises:
         UserError: it is not a report, another version wrote it, or it cannot be read.
     """
-    table = load_json(path, dict[str, Any], most_bytes=MOST_BYTES)
+    table = load_json(path, dict[str, Any], most_bytes=MOST_RUN_FILE_BYTES)
     if table.get("schema") != SCHEMA:
         provenance = read(Report, table).provenance
         raise UserError(
@@ -163,7 +161,7 @@ def read_run_config(path: Path) -> RunConfig:
 
 def read_selection(path: Path) -> SelectionFile:
     """A selection.json (UserError if it cannot be read)."""
-    return read(SelectionFile, load_json(path, dict[str, Any], most_bytes=MOST_BYTES))
+    return read(SelectionFile, load_json(path, dict[str, Any], most_bytes=MOST_RUN_FILE_BYTES))
 
 
 def read_trials(path: Path) -> list[TrialRow]:
@@ -173,7 +171,7 @@ def read_trials(path: Path) -> list[TrialRow]:
         UserError: it is not such a table; a spreadsheet may have saved it in another form.
     """
     try:
-        with sized(path, MOST_BYTES).open(newline="", encoding="utf-8") as file:
+        with sized(path, MOST_RUN_FILE_BYTES).open(newline="", encoding="utf-8") as file:
             # An empty file has no header: a ValueError too.
             header, *lines = csv.reader(file, strict=True)
         if "recipe_id" not in header:

@@ -180,7 +180,8 @@ def _start_guard(
     `out` is the descriptor of its output.
     """
     # It finds this package by a path that its own children do not inherit.
-    code = f"import sys; sys.path[:] = {sys.path!r}; from souping.evaluate.servers import process; process.{task}()"
+    module = "souping.evaluate.servers.server_process"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import {task}; {task}()"
     return subprocess.Popen(
         [sys.executable, "-c", code, str(os.getpid()), *words],
         stdin=subprocess.DEVNULL,

@@ -22,7 +22,7 @@ from souping.evaluate.bfcl import (
     Environment,
     find_environment,
 )
-from souping.evaluate.bfcl.benchmark import (
+from souping.evaluate.bfcl.bfcl_benchmark import (
     FILE_ITEMS,
     MULTI_TURN,
     SINGLE_TURN,
@@ -154,7 +154,7 @@ def test_the_overall_by_hand() -> None:
     assert value(Bfcl(), dict.fromkeys(scores, 0.7)) == pytest.approx(0.7)
 
 
-def test_what_was_not_evaluated_is_not_zero() -> None:
+def test_a_category_that_was_not_evaluated_has_no_score() -> None:
     assert value(Bfcl(), {"simple_python": 0.4, "multiple": 0.8}) == pytest.approx(0.6)
     single = dict.fromkeys(SINGLE_TURN, 0.5)
     assert value(Bfcl(), single | {"live_simple": 1.0}) == pytest.approx(
@@ -173,7 +173,7 @@ def requirements(level: str) -> list[str]:
     return [line for line in lines if not line.startswith("#")]
 
 
-def test_what_is_missing_is_named_with_the_command(tmp_path: Path) -> None:
+def test_a_missing_environment_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"minimal\.txt$"):
         find_environment(tmp_path)
     bfcl_place(tmp_path)

@@ -55,9 +55,8 @@ def ask(arguments: Sequence[str]) -> int:
 def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
     """Go on with a run; the soups for which it waits afterwards, none if the run ended."""
     from souping.cli.finished import begin, configuration
-    from souping.cli.settings import run_settings
+    from souping.cli.settings_from_config import run_settings
     from souping.report.progress import logged
-    from souping.runs.asking import FilesExecutor
     from souping.runs.execute import execute
 
     run_dir = _run_dir(options.run_dir)
@@ -71,16 +70,12 @@ def _open_soups(options: argparse.Namespace) -> Sequence[OpenSoup]:
         run_dir, options.overrides, allow_code=options.allow_code, unused=UNUSED_KEYS
     )
     settings = run_settings(plain, run_dir)
-    if not isinstance(settings.executor, FilesExecutor):
+    if settings.executor.evaluates_here:
         raise UserError(f"{run_dir} was not started with executor=files")
     # A new store would lack the looks that were counted.
     if not settings.store_path.is_file():
         raise UserError(f"store={settings.store_path} does not exist: name the store of this run")
-    executor = replace(
-        settings.executor,
-        max_open=options.n or settings.executor.max_open,
-        write_models=options.write_models or settings.executor.write_models,
-    )
+    executor = settings.executor.handing_out(options.n, options.write_models)
     # The run began when its configuration was written.
     age = time.time() - (run_dir / "config.yaml").stat().st_mtime
     settings = replace(settings, executor=executor, started=settings.started - age)

@@ -7,16 +7,16 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
-from souping.answers.choices import Choices
+from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.files import nearby
 from souping.core.folders import locked
 from souping.core.reading import read
 from souping.core.types import Json, Recipe, Result, Selection, Trial, UserError
 from souping.report.content import Report, SelectionSummary, TrialRow
-from souping.report.files import read_report, read_trials, write_report
 from souping.report.progress import Progress
 from souping.report.recipe import RecipeSummary
+from souping.report.run_files import read_report, read_trials, write_report
 from souping.runs.analyses import analysis_results
 from souping.runs.run import Run
 from souping.runs.settings import RunSettings

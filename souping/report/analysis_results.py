@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from souping.core.reading import read, rest
-from souping.core.types import Json
+from souping.core.types import Json, frozen
 from souping.core.unit import Unit
 from souping.report.cells import Section, grid
 from souping.report.content import Report
@@ -19,7 +19,7 @@ FIRST_ANALYSES = ("guards", "front", "paper", "surface", "item_wins", "shapley",
 """Analyses that are shown first, in this order. The others follow by name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AnalysisResult(ABC):
     """What an analysis found, and how it is shown. `unit` is that of the run's scores."""
 
@@ -49,7 +49,7 @@ class AnalysisResult(ABC):
         return ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ResultTable:
     """A table of a user's analysis."""
 
@@ -59,7 +59,7 @@ class ResultTable:
     """cells"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class UserResult(AnalysisResult):
     """What a user's analysis found. Only these fields are shown."""
 

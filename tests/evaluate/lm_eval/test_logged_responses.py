@@ -149,7 +149,7 @@ def test_other_documents_and_prompts_are_evaluated(
     assert caplog.text.count("evaluator.logs") == 1
 
 
-def test_what_is_wrong_is_found_before_any_work(
+def test_a_wrong_setting_is_found_before_any_work(
     evaluator: HarnessEvaluator, tmp_path: Path
 ) -> None:
     evaluator.prompts.check(["ant", "bee"])

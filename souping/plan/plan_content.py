@@ -20,8 +20,8 @@ from souping.core.types import (
 from souping.core.weight_similarity import PoolSimilarity
 from souping.plan.speed import HUB_SPEED, READ_SPEED, IntRange, PlannedStage, Speed
 from souping.report.cells import Section
-from souping.report.files import selection_summary
-from souping.runs.machine import Machine, Requirement
+from souping.report.run_files import selection_summary
+from souping.runs.requirements import Machine, Requirement
 from souping.runs.settings import RunSettings
 from souping.runs.verdict import power_summary
 from souping.statistics.power import Power, power_of

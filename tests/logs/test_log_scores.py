@@ -12,10 +12,10 @@ import pytest
 from souping import select
 from souping.analysis.stability import stability
 from souping.core.types import ScoreMatrix, UserError
-from souping.logs.scores import LogScores
+from souping.logs.log_scores import LogScores
 from souping.selection import All
 from tests.conftest import Cli, pool_of
-from tests.logs.test_readers import DATA, write_csv
+from tests.support.logs import DATA, write_csv
 
 LM_EVAL = {name: str(DATA / "lm_eval" / name) for name in ("tuned_python", "tuned_java")}
 
@@ -62,7 +62,7 @@ def test_items_without_a_score_are_left_out_for_all(tmp_path: Path) -> None:
         ({"a": [50, 40], "b": [40, 50]}, ["a", "b"], "higher_is_better"),
     ],
 )
-def test_what_cannot_select(
+def test_logs_that_cannot_select_are_refused(
     tmp_path: Path, scores: dict[str, list[Any]], candidates: list[str], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
