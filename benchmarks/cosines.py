@@ -65,7 +65,8 @@ class Block(nn.Module):
         v = self.v(y).view(shape).transpose(1, 2)
         heads = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(heads.transpose(1, 2).flatten(2))
-        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        change: Tensor = self.down(nn.functional.gelu(self.up(self.norm2(x))))
+        return x + change
 
 
 class Transformer(nn.Module):
@@ -83,7 +84,8 @@ class Transformer(nn.Module):
         x = self.embed(tokens) + self.position
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)).flatten(0, 1)
+        logits: Tensor = self.head(self.norm(x))
+        return logits.flatten(0, 1)
 
 
 def mlp() -> Model:
@@ -146,11 +148,13 @@ def tunes(base: Model, data: Callable[[int, int], Batches], rate: float, task: i
     return snapshots
 
 
-def permuted(model: Model) -> Model:
+def permuted(model: Model) -> Transformer:
     """The same function of a transformer, with its heads in another order."""
     turned = copy.deepcopy(model)
+    assert isinstance(turned, Transformer)
     order = torch.arange(WIDTH).view(HEADS, -1).roll(1, dims=0).flatten()
     for block in turned.blocks:
+        assert isinstance(block, Block)
         for linear in (block.q, block.k, block.v):
             linear.weight.data = linear.weight.data[order]
         block.o.weight.data = block.o.weight.data[:, order]
@@ -202,7 +206,7 @@ def families(folder: Path) -> Iterator[str]:
             result = similarity(folder, models, base)
             row = result.models["a"]
             task = "" if row.task_cosine is None else f"{row.task_cosine:.2f}"
-            verdict = "warned of" if result.warning else "related"
+            verdict = "warned of" if result.warnings else "related"
             yield (
                 f"| {what} | {kind} | {row.cosine:.3f} | {row.distance:.3f} | {task} | {result.lowest:.3f} "
                 f"| {verdict} |"
@@ -219,15 +223,15 @@ def cost(folder: Path) -> Iterator[str]:
             layers = {f"layers.{i}.weight": torch.randn(rows, 256) for i in range(8)}
             folders[f"m{number}"] = folder / f"m{number}.pt"
             torch.save(layers, folders[f"m{number}"])
-        names = tuple(folders)
+        weights = dict.fromkeys(folders, 1 / count)
         comparisons = []
         merges = []
         for number in range(5):
             with closing(LocalMerge().open(folders)) as pool:
-                recipe = pool.recipe(dict.fromkeys(names, 1 / count))
+                recipe = pool.recipe(weights)
                 pool.plan(recipe)
                 began = time.process_time()
-                pool.similarity(names)
+                pool.similarity(weights)
                 comparisons.append(1e3 * (time.process_time() - began))
                 began = time.process_time()
                 pool.write(recipe, folder / f"soup{number}")

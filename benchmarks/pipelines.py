@@ -446,22 +446,19 @@ HEAD = (
 def verdicts(nulls: Tally, whole: Tally) -> list[tuple[str, bool]]:
     """The bars, and whether each is met."""
     tested = max(nulls.tested, 1)
-    shares = {
-        f"false 'better than the best candidate', at most {100 * BETTER:.1f} % of {nulls.tested} runs of nulls": (
-            nulls.false_better / tested,
-            BETTER,
-        ),
-        f"false 'better than every candidate', at most {100 * EVERY:.0f} %": (
-            nulls.false_every / tested,
-            EVERY,
-        ),
-        f"false 'keep', at most {100 * EVERY:.0f} % of {whole.tested} tested runs": (
-            whole.false_kept / max(whole.tested, 1),
-            EVERY,
-        ),
-    }
+    better = nulls.false_better / tested
+    every = nulls.false_every / tested
+    kept = whole.false_kept / max(whole.tested, 1)
+    of_best = f"at most {100 * BETTER:.1f} % of {nulls.tested} runs of nulls"
+    of_every = f"at most {100 * EVERY:.0f} %"
+    of_kept = f"at most {100 * EVERY:.0f} % of {whole.tested} tested runs"
     lines = [
-        (f"{what}: {100 * share:.2f} %", share <= bar) for what, (share, bar) in shares.items()
+        (
+            f"false 'better than the best candidate', {of_best}: {100 * better:.2f} %",
+            better <= BETTER,
+        ),
+        (f"false 'better than every candidate', {of_every}: {100 * every:.2f} %", every <= EVERY),
+        (f"false 'keep', {of_kept}: {100 * kept:.2f} %", kept <= EVERY),
     ]
     least = COVERED - 2 * math.sqrt(COVERED * (1 - COVERED) / tested)
     covered = f"coverage of {nulls.pairs} pairs of all nulls, at least {100 * least:.1f} %"

@@ -81,7 +81,7 @@ class TruthTable:
         cat = self.cat[items]
         scores = np.atleast_2d(self.ok[soups])[:, items]
         means = [scores[:, cat == c].mean(axis=1) for c in np.unique(cat)]
-        return np.stack(means).mean(axis=0)
+        return np.asarray(np.stack(means).mean(axis=0))
 
     @cached_property
     def points(self) -> list[Weights]:

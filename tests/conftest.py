@@ -138,7 +138,7 @@ class FakeEvaluator(Evaluator):
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
-        right = {item.id: float(int(str(item.answer)) < self.skill[model.module]) for item in items}
+        right = {item.id: float(int(str(item.answer)) < self.skill[model.soup]) for item in items}
         return [
             Record(item=name, score=s, output=f"{name} {repeat}", repeat=repeat)
             for name, s in right.items()

@@ -49,6 +49,7 @@ def test_type_checkers_see_the_same_names() -> None:
     for line in checked:
         assert isinstance(line, ast.ImportFrom)
         assert all(alias.name == alias.asname for alias in line.names)
+        assert line.module is not None
         names[line.module] = tuple(alias.name for alias in line.names)
     assert names == souping._MODULES
 
@@ -114,7 +115,8 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
     named = souping.soup(pool, {"cat": 0.75, "ant": 0.25}, out=tmp_path / "named", store=store)
     listed = souping.soup(pool, [0.25, 0, 0.75], out=tmp_path / "listed", store=store)
     assert (named / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
-    array = souping.soup(pool, np.array([0.25, 0, 0.75]), out=tmp_path / "array", store=store)
+    weights: Any = np.array([0.25, 0, 0.75])
+    array = souping.soup(pool, weights, out=tmp_path / "array", store=store)
     assert (array / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
     with pytest.raises(souping.UserError, match=r"weights.*cap.*did you mean cat"):
         souping.soup(pool, {"cap": 1.0}, out=tmp_path / "none", store=store)
@@ -213,8 +215,9 @@ def loader_calls() -> Iterator[tuple[Path, ast.Call]]:
             if not any(name in text for name in LOADERS):
                 continue
             for node in ast.walk(ast.parse(text)):
-                named = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-                if named and node.func.attr in LOADERS:
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                    continue
+                if node.func.attr in LOADERS:
                     yield path.relative_to(ROOT), node
 
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from souping.checkpoints.pool import Trajectory
-from souping.checkpoints.trajectory import Member
+from souping.checkpoints.trajectory import Member, Trajectory
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, ItemScores, Trial, Weights, frozen
 from souping.core.unit import Unit

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from souping.checkpoints.folder import weight_map
+from souping.checkpoints.pool import RowKind
 from souping.checkpoints.sharded import RANK_FILE
 from souping.checkpoints.trainers import (
     MODEL_PLACES,
@@ -26,7 +27,7 @@ from souping.core.files import near_folder
 from souping.core.json_fields import entries, finite_number
 from souping.core.parsing import read_json
 from souping.core.text import first_line, listed
-from souping.core.types import JsonObject, UserError, frozen
+from souping.core.types import Candidate, JsonObject, UserError, frozen
 
 WEIGHT_FILE = re.compile(
     r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
@@ -317,3 +318,51 @@ def rate_sentence(members: Sequence[Member]) -> str:
     if first == last:
         return f"The learning rate is {first:g}."
     return f"The learning rate is {first:g} to {last:g}."
+
+
+@frozen
+class Trajectory:
+    """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
+
+    `rows` are (kind, model) of further rows of the report; a model may be a candidate too. `others` are the checkpoints
+    of each further run, at the steps of the first run.
+    """
+
+    runs: tuple[TrainingRun, ...]
+    rows: tuple[tuple[RowKind, Candidate], ...]
+    others: tuple[tuple[Candidate, ...], ...]
+
+    @property
+    def models(self) -> tuple[Candidate, ...]:
+        """All models of `rows` and `others` that are not candidates."""
+        names = {member.name for member in self.runs[0].members}
+        rows = [candidate for _, candidate in self.rows if candidate.name not in names]
+        return (*rows, *itertools.chain.from_iterable(self.others))
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a run prints of the checkpoints: how many, at which learning rates, and what is compared besides."""
+        run = self.runs[0]
+        steps = [member.step for member in self.runs[0].members]
+        sentences = [
+            f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}.",
+            rate_sentence(run.members),
+        ]
+        if len(self.runs) > 1:
+            names = ", ".join(str(run.folder) for run in self.runs[1:])
+            sentences.append(f"The report tests the weights on the same steps of {names} too.")
+        averages = [row.name for kind, row in self.rows if kind == "trainer_average"]
+        if averages:
+            sentences.append(
+                f"The report scores the trainer's own average too: {listed(averages)}."
+            )
+        return sentences
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the report must know."""
+        notes = list(itertools.chain.from_iterable(run.notes for run in self.runs))
+        rate = rate_sentence(self.runs[0].members)
+        if FELL in rate:
+            notes.append(rate)
+        return notes

@@ -375,6 +375,9 @@ class SoupAdapter:
 class LoadedModel(ABC):
     """A model that is ready for evaluation: a live module with its tokenizer, a folder, or weights in chunks.
 
+    A run's are `soups.serving.LoadedSoup`; a test of an evaluator brings one that holds a module or a folder to
+    `souping.testing.check_evaluator`.
+
     `soup` identifies the model. `eos_token_ids` are the end-of-answer tokens of all ingredients; empty if no ingredient
     defines any.
     """

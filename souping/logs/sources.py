@@ -20,11 +20,7 @@ from souping.logs.answer_tables import (
     read_log_table,
     read_scores,
 )
-from souping.logs.bfcl import read_bfcl
-from souping.logs.inspect import is_inspect, read_inspect
-from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
 from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
-from souping.logs.runs import read_run
 
 LOG_KINDS = (
     "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "
@@ -82,6 +78,8 @@ def logs_in(folder: Path) -> dict[str, str]:
     Raises:
         UserError: there is no such folder, no log in it, or two of one name; or it is the log of one model.
     """
+    from souping.logs.lm_eval import RESULTS
+
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder of logs, one per model{near_folder(folder)}")
     if (folder / "report.json").is_file() or any(folder.glob(RESULTS)):
@@ -186,6 +184,12 @@ def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
 
 def _harness_log(path: Path, name: str, group: str, category: str) -> Log:
     """The log at a path by the reader of its harness; `category` is only for refusing it in logs of BFCL."""
+    # Tables are read without them.
+    from souping.logs.bfcl import read_bfcl
+    from souping.logs.inspect import is_inspect, read_inspect
+    from souping.logs.lm_eval import read_lm_eval, results_of
+    from souping.logs.runs import read_run
+
     if (path / "report.json").is_file():
         return read_run(path, name, group)
     if (path / "result").is_dir() or (path / "score").is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from souping.core.types import Recipe
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
 

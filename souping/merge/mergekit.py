@@ -24,7 +24,8 @@ from souping.core.types import Folders, Json, JsonObject, Missing, Recipe, UserE
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import CandidatePool, Extra, LoadableModel, Nonfinite, OptionalProgress, SoupPlan
 from souping.merge.alignment import Alignment, lone_recipe
-from souping.merge.local import ModelMerge
+from souping.merge.backend import MergeBackend
+from souping.merge.local import open_pool
 from souping.merge.mergekit_yaml import document_of, dump
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.soup_files import RECIPE, generation_config, soup_files, write_soup_files
@@ -65,7 +66,7 @@ class MergekitPlan(SoupPlan):
 
 
 @component
-class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
+class MergekitMerge(MergeBackend):
     """Soups that mergekit makes in a separate process.
 
     `method` is any of mergekit's `merge_method`s, `parameters` its global parameters (such as density, t, lambda);
@@ -95,10 +96,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             raise UserError(
                 f"merge.method={self.method} needs the base model: set merge.base_model=FOLDER"
             )
-        return super().open(folders, cache, like)
+        return open_pool(self, folders, cache, like)
 
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
-        """As `ModelMerge.settings_of`: mergekit's parameters, the seed of methods that draw, and the base model."""
+        """As `MergeBackend.settings_of`: mergekit's parameters, the seed of methods that draw, and the base model."""
         settings: dict[str, Json] = {"by": self.by, "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
@@ -123,9 +124,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
-    def write(
+    def write_soup(
         self,
-        plan: MergekitPlan | MergePlan,
+        recipe: Recipe,
+        models: Alignment,
         out: Path,
         progress: OptionalProgress = None,
         extra_files: Extra = None,
@@ -135,15 +137,16 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         Raises:
             UserError: mergekit is not installed, fails, or writes a checkpoint that cannot be trusted.
         """
+        plan = self.plan(recipe, models)
         if isinstance(plan, MergePlan):
             return write_checkpoint(plan, out, soup_files(plan, extra_files), progress=progress)
         check_ingredients(plan.ingredients)
         with staged(out) as stage:
             self._run(plan, stage)
             Checkpoint.open(stage)
-            recipe = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
+            text = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
             _carry(plan, stage)
-            write_soup_files(stage, {RECIPE: recipe, **(extra_files or {})})
+            write_soup_files(stage, {RECIPE: text, **(extra_files or {})})
             check_ingredients(plan.ingredients)
         return Path(out)
 
@@ -225,11 +228,11 @@ class MergekitLive(LoadableModel):
         self._module = module
 
     def load_soup(self, recipe: Recipe) -> None:
-        """Write the soup, then load that one checkpoint. Raises UserError as `MergekitMerge.write`."""
+        """Write the soup, then load that one checkpoint. Raises UserError as `MergekitMerge.write_soup`."""
         from souping.merge.live import LiveModule
 
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
-            out = self._merge.write(self._merge.plan(recipe, self._models), Path(folder) / "soup")
+            out = self._merge.write_soup(recipe, self._models, Path(folder) / "soup")
             soup = Checkpoint.open(out)
             models = Alignment({"soup": soup})
             live = LiveModule(models, self._module, nonfinite=self._merge.nonfinite)

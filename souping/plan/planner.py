@@ -274,8 +274,7 @@ class _Planner:
     def _notes(self, plan: Plan, splits: Splits | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
         notes = list[str]()
-        if self.run.pool.trajectory:
-            notes += self.run.pool.trajectory.sentences
+        notes += self.run.pool.sentences
         notes += checks.run_notes(self.run, self.opened, splits)
         models = self.pool.names
         if plan.scores is not None:
@@ -353,13 +352,12 @@ def open_unhashed(run: RunSettings, store: Store) -> RunPool:
         if folder:
             candidate = replace(candidate, path=folder, source=hub.cached_name(folder) or "")
         candidates.append(candidate)
-    trajectory = run.pool.trajectory
     return RunPool.fetch(
         candidates,
         run.merge,
         hashes=StandIns(store.hashes),
         stream=True,
-        further_models=trajectory.models if trajectory else (),
+        further_models=run.pool.further_models,
     )
 
 

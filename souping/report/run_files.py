@@ -33,6 +33,7 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit
 from souping.report.analysis_results import NO_RESULTS, AnalysisResult, drawings, read_content
+from souping.report.checkpoint_plots import checkpoint_scores, window_bands
 from souping.report.content import (
     SCHEMA,
     CorrelationTable,
@@ -44,9 +45,8 @@ from souping.report.content import (
 )
 from souping.report.format import clean
 from souping.report.plots import Drawing, category_gains, forest, heatmap, landscape
-from souping.report.render import markdown, page
+from souping.report.report_page import markdown, page
 from souping.report.tables import ingredients
-from souping.report.trajectory_plots import trajectory, window_bands
 
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
@@ -87,7 +87,7 @@ def draw(report: Report, trials: Sequence[TrialRow]) -> list[Drawing]:
         category_gains(report),
         heatmap(report),
         landscape(report, trials),
-        trajectory(report),
+        checkpoint_scores(report),
         window_bands(report),
         *drawings(report),
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from typing import Any
 
 from souping.core.text import DASH, confidence
-from souping.core.types import Json, frozen
+from souping.core.types import frozen
 from souping.core.unit import Unit
 from souping.core.weight_similarity import PoolSimilarity, Rounding
 from souping.report.cells import Section, TableCell, TableGrid, grid
@@ -40,9 +40,6 @@ from souping.report.format import (
     share,
     verdict_word,
 )
-
-JsonRow = Mapping[str, Json]
-"""An object inside a report: a row, a comparison, a trial."""
 
 
 def categories(report: Report) -> list[str]:

@@ -98,10 +98,9 @@ def _checks(
 
 
 def check_pool(settings: RunSettings, pool: RunPool, evaluators: EvaluatorItems) -> None:
-    """Refuse candidates that cannot answer the items, soups that cannot be made, and training runs that share
-    checkpoints (UserError)."""
-    if settings.pool.trajectory is not None:
-        pool.check_runs(settings.pool.trajectory)
+    """Refuse candidates that cannot answer the items, soups that cannot be made, and weights that the pool refuses
+    (UserError)."""
+    settings.pool.check_weights(pool.weights_in)
     check_tokenizers(pool, evaluators)
 
     def check(ingredients: Names) -> None:
@@ -282,8 +281,7 @@ def run_notes(settings: RunSettings, pool: RunPool | None, splits: Splits | None
     if pool is not None:
         notes += pool.warnings
         notes += pool.similarity.warnings if pool.similarity else []
-    if settings.pool.trajectory is not None:
-        notes += settings.pool.trajectory.notes
+    notes += settings.pool.notes
     items: list[Item] = []
     if splits is not None:
         for split in SPLITS:
@@ -359,12 +357,12 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
         raise error
     check_machine(settings, [evaluator for evaluator, _ in pairs])
 
-    candidates = settings.pool.resolve()
-    trajectory = settings.pool.trajectory
-    # Models of further training runs are evaluated, but are no candidates.
-    further_models = trajectory.models if trajectory else ()
     pool = RunPool.fetch(
-        candidates, settings.merge, store, aside=progress.aside, further_models=further_models
+        settings.pool.resolve(),
+        settings.merge,
+        store,
+        aside=progress.aside,
+        further_models=settings.pool.further_models,
     )
     check_pool(settings, pool, pairs)
 

@@ -9,11 +9,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.analysis.trajectory import CheckpointScores, describe
-from souping.checkpoints.pool import Trajectory
+from souping.checkpoints.pool import MeasuredSoup, PoolRow
 from souping.core.protocols import Evaluator, Objective
+from souping.core.reading import to_json
 from souping.core.scores import Mean
-from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Recipe, frozen
+from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Json, Recipe, frozen
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import (
     AnswerEnds,
@@ -27,7 +27,6 @@ from souping.report.content import (
     Report,
     RowDifference,
     ScoreInterval,
-    TrajectoryResult,
     VerdictSummary,
 )
 from souping.runs.state import SINGLE_KINDS, Contender, ExtraBenchmark, Reported
@@ -460,47 +459,41 @@ def _variance(models: ContenderScores, scores: ItemScores) -> ObjectiveVariance 
     )
 
 
-def trajectory_evidence(
-    steps: Steps,
-    trajectory: Trajectory,
-    state: Reported,
-) -> TrajectoryResult:
-    """The chosen average of a training run and its checkpoints, on the search and test splits."""
+def measured_soup(steps: Steps, state: Reported) -> MeasuredSoup:
+    """What the pool's own part of the report is made of."""
     objective = steps.settings.objective
     unit = steps.settings.evaluator.unit
-    names = steps.pool.names
+    look = state.look.number
     # {recipe id: scores on the test split}
     measured = state.measured[OWN_BENCHMARK]
     winner = state.searched.winner
-    soup = winner.recipe
-    on_search = [state.frozen.singles[name] for name in names]
-    search = CheckpointScores.of(unit, on_search, objective)
-    on_test = [measured[steps.single(name).id] for name in names]
-    test = CheckpointScores.of(unit, on_test, objective)
+    scores = measured[winner.recipe.id]
 
-    # Scores of (average, last checkpoint) of each further training run.
-    replicates = []
-    for pair in steps.replicates(soup):
-        replicates.append([measured[recipe.id] for recipe in pair])
+    def test(weights: Mapping[str, float]) -> ItemScores:
+        return measured[steps.pool.recipe(weights).id]
 
-    versus_last = ContenderScores(
+    def versus(name: str, row: PoolRow) -> Json:
+        recipe = steps.pool.recipe(row.weights)
+        models = ContenderScores(
+            unit=unit,
+            soup=Contender(name=name, kind="soup", recipe=winner.recipe),
+            others=[Contender(name=row.name, kind=row.kind, recipe=recipe)],
+            scores=measured,
+            objective=objective,
+            look=look,
+        )
+        return to_json(by_category(unit, models.pairs))
+
+    return MeasuredSoup(
         unit=unit,
-        soup=Contender(name="average", kind="soup", recipe=soup),
-        others=[Contender(name="last", kind="last", recipe=steps.single(names[-1]))],
-        scores=measured,
         objective=objective,
-        look=state.look.number,
-    )
-    return describe(
-        trajectory,
-        steps.weights_of(soup),
-        search,
-        winner.trials,
-        test,
-        measured[soup.id],
-        replicates,
-        Level(state.look.number),
-        categories=by_category(unit, versus_last.pairs),
+        weights=steps.weights_of(winner.recipe),
+        trials=winner.trials,
+        search=state.frozen.singles,
+        soup=scores,
+        test=test,
+        by_category=versus,
+        look=look,
     )
 
 

@@ -39,7 +39,7 @@ from souping.core.types import (
 from souping.evaluate.benchmark import Benchmark, ListedItems
 from souping.evaluate.generate import LocalEvaluator
 from souping.logs.log_scores import LogScores
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.report.cells import Section
 from souping.report.content import Report, VerdictSummary

@@ -30,7 +30,7 @@ from souping.soups.serving import scratch_place
 
 if TYPE_CHECKING:
     from souping.core.protocols import Evaluator
-    from souping.merge import MergeBackend
+    from souping.merge.backend import MergeBackend
 
 PROGRAM = 1_500_000_000
 """Bytes of Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""

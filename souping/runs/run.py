@@ -16,6 +16,7 @@ from souping.answers.counted_looks import CountedLooks
 from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.protocols import Tracker
+from souping.core.reading import read
 from souping.core.scores import Mean
 from souping.core.types import (
     OWN_BENCHMARK,
@@ -54,7 +55,7 @@ from souping.runs.evidence import (
     dry_verdict,
     gather_evidence,
     lost_answers,
-    trajectory_evidence,
+    measured_soup,
 )
 from souping.runs.expected import check_expected, expected_sentence
 from souping.runs.goals import check_tokens, declared, with_goals
@@ -121,9 +122,8 @@ class Run(Steps):
             candidates={model.name: model.fingerprint for model in prepared.pool.candidates},
             note=self.note,
         )
-        if settings.pool.trajectory is not None:
-            for sentence in settings.pool.trajectory.sentences:
-                progress.say(sentence)
+        for sentence in settings.pool.sentences:
+            progress.say(sentence)
         self.note(*run_notes(prepared.settings, prepared.pool, prepared.splits))
 
     def close(self) -> None:
@@ -434,10 +434,9 @@ class Run(Steps):
             router,
             self.settings.objective,
         )
-        trajectory = self.settings.pool.trajectory
-        if trajectory is not None:
-            result = trajectory_evidence(self, trajectory, state)
-            report = replace(report, trajectory=result)
+        of_pool = self.settings.pool.report(measured_soup(self, state))
+        if of_pool:
+            report = read(Report, {**report.to_json(), **of_pool})
         return replace(state, report=report)
 
     def _with_evidence(self, state: Reported) -> Report:

@@ -13,7 +13,7 @@ from souping.core import protocols
 from souping.core.fields import Bounds, Count, pick
 from souping.core.protocols import Component
 from souping.core.types import OWN_BENCHMARK, Candidate, T, UserError, frozen
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 from souping.soups.settings import SoupSettings
 
 if TYPE_CHECKING:

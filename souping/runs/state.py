@@ -36,8 +36,6 @@ ContenderKind = (
         "uniform_topk",
         "router",
         "soup",
-        "last",
-        "shuffled",
     ]
     | RowKind
 )

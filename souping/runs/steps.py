@@ -44,7 +44,6 @@ from souping.runs.state import (
     State,
 )
 from souping.search.loop import RecipeEvaluator, RecipeSource, SearchResult, find_weights
-from souping.search.windows import shuffled
 from souping.selection import ranking
 
 if TYPE_CHECKING:
@@ -171,9 +170,9 @@ class Steps:
         """Test the frozen soup on the test split and the extra benchmarks, and analyse."""
         contenders = self.contenders(frozen)
         models = [contender.recipe for contender in contenders]
-        # Further training runs are evaluated, but are no rows of the report.
-        for average, last in self.replicates(frozen.searched.winner.recipe):
-            models += [average, last]
+        # Some are tested, but are no rows of the report.
+        weights = self.weights_of(frozen.searched.winner.recipe)
+        models += map(self.pool.recipe, self.settings.pool.replicates(weights))
         stage = self._stage("test: soup and baselines", models, "test")
         state = self.test(frozen, stage, contenders)
         for stage in self._extra_stages(frozen):
@@ -253,7 +252,7 @@ class Steps:
         soup = frozen.searched.winner.recipe
         return [
             *rows,
-            *self._trajectory_rows(soup),
+            *self._pool_rows(soup),
             Contender(name="soup", kind="soup", recipe=soup),
         ]
 
@@ -276,21 +275,15 @@ class Steps:
         best = ranked[: len(selected.selection.ingredients)]
         return self.uniform([name for name in self.pool.names if name in best])
 
-    def _trajectory_rows(self, soup: Recipe) -> list[Contender]:
-        """Baselines of the average of a training run: its last checkpoint, the rows of the pool's settings, and the
-        soup's weights on other checkpoints."""
-        trajectory = self.settings.pool.trajectory
-        if trajectory is None:
-            return []
-        names = self.pool.names
-        rows = [Contender(name=names[-1], kind="last", recipe=self.single(names[-1]))]
-        for kind, model in trajectory.rows:
-            rows.append(Contender(name=model.name, kind=kind, recipe=self.single(model.name)))
-        weights = shuffled(self.weights_of(soup))
-        permuted = self.pool.recipe(dict(zip(names, weights, strict=True)))
-        # Equal weights make the same soup in any order.
-        if len(soup.ingredients) > 1 and permuted.id != soup.id:
-            rows.append(Contender(name="shuffled", kind="shuffled", recipe=permuted))
+    def _pool_rows(self, soup: Recipe) -> list[Contender]:
+        """Rows that the pool adds. Its mixtures are shown beside a soup that is another mixture."""
+        rows = []
+        for row in self.settings.pool.rows(self.weights_of(soup)):
+            recipe = self.pool.recipe(row.weights)
+            is_mixture = len(row.weights) > 1
+            if is_mixture and (len(soup.ingredients) == 1 or recipe.id == soup.id):
+                continue
+            rows.append(Contender(name=row.name, kind=row.kind, recipe=recipe))
         return rows
 
     def router_row(self, router: RoutedAnswers) -> Contender:
@@ -304,19 +297,6 @@ class Steps:
             routes = {category: model.fingerprint for category, model in models.items()}
             recipe = replace(recipe, method="router", settings=routes)
         return Contender(name=router.name, kind="router", recipe=recipe)
-
-    def replicates(self, soup: Recipe) -> list[tuple[Recipe, Recipe]]:
-        """(average by the soup's weights, last checkpoint) of each further training run."""
-        trajectory = self.settings.pool.trajectory
-        if trajectory is None:
-            return []
-        weights = self.weights_of(soup)
-        pairs = []
-        for checkpoints in trajectory.others:
-            names = [checkpoint.name for checkpoint in checkpoints]
-            average = self.pool.recipe(dict(zip(names, weights, strict=True)))
-            pairs.append((average, self.single(names[-1])))
-        return pairs
 
     def weights_of(self, soup: Recipe) -> Weights:
         """The soup's weights of all candidates [K], which sum to 1."""

@@ -35,7 +35,8 @@ from souping.core.types import (
     refuse_start,
 )
 from souping.core.weight_similarity import PoolSimilarity
-from souping.merge import Adapters, CandidatePool, Format, MergeBackend, Nonfinite, Vocab
+from souping.merge import Adapters, CandidatePool, Format, Nonfinite, Vocab
+from souping.merge.backend import MergeBackend
 from souping.merge.kernels import METHODS
 from souping.merge.local import method_digest
 from souping.merge.makers import MAKERS, maker
@@ -108,11 +109,7 @@ def merge(settings: MergeSettings) -> Path | None:
             stream=True,
         )
         stack.enter_context(closing(pool))
-        notes = []
-        if settings.pool.trajectory is not None:
-            notes += settings.pool.trajectory.sentences
-            notes += settings.pool.trajectory.notes
-        notes += pool.warnings
+        notes = [*settings.pool.sentences, *settings.pool.notes, *pool.warnings]
         weights = _only_weights(settings, pool.names)
         similarity = pool.similarity_of(weights)
         notes += similarity.warnings if similarity else []

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from souping.answers.evaluation import EvaluatorWorker
 from souping.answers.store import Store, parts_of
 from souping.checkpoints import hub, remote
 from souping.checkpoints.archives import is_checkpoint
@@ -22,8 +22,6 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import MAX_RECIPE, small
 from souping.checkpoints.layouts import rules_of
 from souping.checkpoints.lora import is_adapter, open_model, read_settings
-from souping.checkpoints.pool import Trajectory
-from souping.checkpoints.trajectory import TrainingRun
 from souping.core.fields import pick
 from souping.core.files import expanded, folder_at, near_folder
 from souping.core.parsing import read_json
@@ -39,10 +37,13 @@ from souping.core.types import (
     frozen,
 )
 from souping.core.weight_similarity import PoolSimilarity
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 from souping.merge.digests import StandIns
 from souping.report.progress import Throughput, say
 from souping.soups.serving import SoupServer
+
+if TYPE_CHECKING:
+    from souping.answers.evaluation import EvaluatorWorker
 
 Aside = Callable[[], AbstractContextManager[None]]
 """Makes room on the terminal for another display, such as a download's bar."""
@@ -387,30 +388,13 @@ class RunPool:
         if self._store is None:
             return
         for content, folder in folders.items():
-            self._store.remember_folder(content, folder, self._weights_in(folder), _mixture(folder))
+            self._store.remember_folder(content, folder, self.weights_in(folder), _mixture(folder))
 
-    def _weights_in(self, folder: Path) -> str:
+    def weights_in(self, folder: Path) -> str:
         """Digest of the weights alone."""
         return weights_of(
             open_model(folder, self._fetched.merge.allow_pickle, self._like), self._hashes
         )
-
-    def check_runs(self, trajectory: Trajectory) -> None:
-        """Refuse training runs that share a checkpoint, by its weights: they are not independent runs (UserError).
-
-        They may share their first checkpoint, as a common start.
-        """
-        # {digest of a checkpoint's weights: the first run that has it}
-        owners: dict[str, TrainingRun] = {}
-        for run, models in zip(trajectory.runs, [self.candidates, *trajectory.others], strict=True):
-            # A run of one checkpoint has no other to compare.
-            for model in models[1:] or models:
-                owner = owners.setdefault(self._weights_in(model.path), run)
-                if owner is not run:
-                    raise UserError(
-                        f"pool.path: {owner.folder} and {run.folder} share the weights of {model.path.name}: "
-                        "give each training run once"
-                    )
 
 
 def _mixture(folder: Path) -> str:
@@ -449,6 +433,9 @@ def open_worker(
 
     On another machine `home` may not exist; then paths must be absolute.
     """
+    # Merges do without evaluation.
+    from souping.answers.evaluation import EvaluatorWorker
+
     if home.is_dir():
         os.chdir(home)
     pool = RunPool.fetch(candidates, merge, hashes=dict(digests))

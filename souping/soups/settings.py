@@ -16,7 +16,7 @@ from souping.core.files import OUTPUTS, nearby
 from souping.core.reading import read
 from souping.core.system import program
 from souping.core.types import Json, JsonObject, UserError, frozen
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 from souping.report.format import clean, quoted
 
 STORE = OUTPUTS / "store.sqlite"

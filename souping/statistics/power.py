@@ -52,16 +52,17 @@ def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
 
 
 def detectable(comparison: Comparison) -> float:
-    """True difference that has 80 % power, and the margin that has it if the models are equal, by the width of the
-    interval (not by the difference that was seen).
+    """True difference that has 80 % power, and the margin that has it if the models are equal, by the farther limit of
+    the interval (not by the difference that was seen): what unseen items could add may widen one side alone.
 
     Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
     """
-    half_width = (comparison.high - comparison.low) / 2
+    below = comparison.difference - comparison.low
+    above = comparison.high - comparison.difference
     quantile, needed = errors_for_power(
         comparison.level.confidence, comparison.degrees, comparison.run_share
     )
-    return needed * half_width / quantile + comparison.step
+    return needed * max(below, above) / quantile + comparison.step
 
 
 def errors_for_power(level: float, degrees: float, run_share: float = 1.0) -> tuple[float, float]:

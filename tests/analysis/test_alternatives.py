@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,9 +24,16 @@ TABLE = ScoreMatrix(
 )
 
 
-def scores(*values: float, **lost: tuple[int, ...]) -> ItemScores:
-    fields = {name: np.array(marks, float) for name, marks in lost.items()}
-    return ItemScores(items=ITEMS, values=np.array(values), **fields)
+def scores(
+    *values: float, truncated: Sequence[int] = (), unanswered: Sequence[int] = ()
+) -> ItemScores:
+    """Scores of the items; which answers were truncated or are missing, if some are."""
+    of_items = ItemScores(items=ITEMS, values=np.array(values))
+    if truncated:
+        of_items = replace(of_items, truncated=np.array(truncated, float))
+    if unanswered:
+        of_items = replace(of_items, unanswered=np.array(unanswered, float))
+    return of_items
 
 
 def test_a_category_goes_to_its_best_ingredient_and_an_unknown_one_to_the_best_mean() -> None:

@@ -53,10 +53,14 @@ def test_clear_experts_are_picked_in_every_draw() -> None:
     )
     assert drawn.method == "bootstrap over items"
     assert (drawn.draws, drawn.not_estimable) == (100, 0)
+    assert drawn.experts is not None
+    assert drawn.low_correlation is not None
+    assert drawn.ingredients is not None
+    assert drawn.sizes is not None
     assert drawn.experts["c0"] == {"m0": drawn.low_correlation["c0"]}
     assert drawn.ingredients["m0"] == 1.0
     assert drawn.ingredients["m3"] == 0.0
-    assert sum(drawn.sizes.values()) == pytest.approx(1)
+    assert sum(share or 0.0 for share in drawn.sizes.values()) == pytest.approx(1)
 
 
 def test_stability_is_json_and_repeatable() -> None:
@@ -132,7 +136,7 @@ def test_the_8b_table_stands_on_a_knife_edge() -> None:
     assert drawn.reliability is None
     assert "not estimable" in drawn.notes[0]
     assert [row.left_out for row in drawn.jackknife] == list(read_table(TABLE_8B).models)
-    assert all(row.left_out not in row.ingredients for row in drawn.jackknife)
+    assert all(row.left_out not in (row.ingredients or ()) for row in drawn.jackknife)
 
 
 class Particular(Selector):
@@ -145,6 +149,7 @@ class Particular(Selector):
 
 def test_a_selector_that_fails_on_other_scores_is_counted_and_ends_nothing() -> None:
     drawn = stability(matrix(PLAIN), Particular(), draws=5)
+    assert drawn.ingredients is not None
     assert drawn.ingredients["m0"] == 1.0
     assert drawn.jackknife[0].error == "ValueError: tuple.index(x): x not in tuple"
     wrong = stability(matrix(PLAIN[:, [1, 0, 2]]), Particular(), draws=5)

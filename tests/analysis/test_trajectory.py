@@ -16,8 +16,7 @@ from souping.analysis.trajectory import (
     describe,
     gains_of_runs,
 )
-from souping.checkpoints.pool import Trajectory
-from souping.checkpoints.trajectory import Member, TrainingRun
+from souping.checkpoints.trajectory import Member, TrainingRun, Trajectory
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial
 from souping.core.unit import POINTS

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from souping.analysis import NotEstimableError, RunScores
 from souping.analysis.correlation import GroupSums
@@ -202,11 +203,11 @@ def test_several_answers_count_as_shares_of_an_item() -> None:
             assert row[key]["items"] == pytest.approx(weights.sum())
 
 
-def answering(scores: Mapping[str, Sequence[float]], **fields: Any) -> RunScores:
+def answering(scores: Mapping[str, ArrayLike], **fields: Any) -> RunScores:
     """A run whose soup (of all ingredients) and ingredients have these scores on both splits, an item a group."""
     names = NAMES[: len(scores) - 1]
     run = run_of(len(names), pool=names, trials=1)
-    size = len(scores["soup"])
+    size = np.size(scores["soup"])
     items = fields.pop("items", None) or tuple(
         Item(id=str(n), category="w", group=str(n), prompt=f"q{n}", answer=f"a{n}")
         for n in range(size)
@@ -243,7 +244,11 @@ def test_scores_outside_0_to_1_solve_no_item(wrong: float) -> None:
 
 
 def test_rounding_is_not_outside_and_graded_answers_count_from_a_half() -> None:
-    rounded = {"soup": [1 + 1e-8, 0, -1e-8], "ant": [1, 1, 0], "bee": [0, 1, 0]}
+    rounded: dict[str, list[float]] = {
+        "soup": [1 + 1e-8, 0, -1e-8],
+        "ant": [1, 1, 0],
+        "bee": [0, 1, 0],
+    }
     result = ItemWins().analyse(answering(rounded))
     assert isinstance(result, ItemWinsResult)
     assert result.solved["ant"] == pytest.approx(2 / 3)

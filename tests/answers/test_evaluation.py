@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,10 +41,11 @@ from souping.soups.models import RunPool
 from tests.conftest import FakeEvaluator, claim, make_items, recipe, show_report
 from tests.support.actors import Busy, requests
 from tests.support.choices import differing
+from tests.support.models import HeldModel
 
 
-def serve(recipe: Recipe) -> SimpleNamespace:
-    return SimpleNamespace(module="+".join(recipe.ingredients), tokenizer=None, folder=None)
+def serve(recipe: Recipe) -> HeldModel:
+    return HeldModel(soup="+".join(recipe.ingredients))
 
 
 def evaluation(store: Store, judge: FakeEvaluator, ends: tuple[int, ...] = ()) -> Evaluation:
@@ -209,16 +209,13 @@ class Wavering(FakeEvaluator):
         records = []
         for record in super().evaluate(model, items, repeat):
             number = int(record.item.split("-")[1])
-            outcome = (
-                "unanswered"
-                if number == 0
-                else "truncated"
-                if (number, repeat) == (1, 1)
-                else "finished"
-            )
             score = float(repeat == 0 and number > 0)
-            reason = "no room" if number == 0 else ""
-            records.append(replace(record, score=score, outcome=outcome, reason=reason))
+            record = replace(record, score=score, outcome="finished")
+            if number == 0:
+                record = replace(record, outcome="unanswered", reason="no room")
+            elif (number, repeat) == (1, 1):
+                record = replace(record, outcome="truncated")
+            records.append(record)
         return records
 
 
@@ -309,10 +306,9 @@ def test_a_wrong_result_of_an_evaluator_names_its_file_and_line(given: Any) -> N
 
 
 def test_records_come_in_the_items_order_with_plain_numbers() -> None:
-    odd = [
-        Record(item="b", score=np.float32(0.5), statistics=(np.float32(2),)),
-        replace(GIVEN[0], score=math.nan),
-    ]  # type: ignore[arg-type]
+    half: Any = np.float32(0.5)
+    two: Any = np.float32(2)
+    odd = [Record(item="b", score=half, statistics=(two,)), replace(GIVEN[0], score=math.nan)]
     first, second = records_of(Own(), ITEMS, iter(odd))
     assert (first.item, second.item, math.isnan(first.score)) == ("a", "b", True)
     assert [type(number) for number in (second.score, *second.statistics)] == [float, float]
@@ -423,14 +419,11 @@ class Corpus(FakeEvaluator):
 
 def test_statistics_are_kept_and_aggregated(tmp_path: Path) -> None:
     items: list[Item] = make_items(4)
-    recipe = SimpleNamespace(fingerprint="f", as_dict=dict)
     values = []
     for _ in range(2):  # the second time from the store alone
         with Store(tmp_path / "s.sqlite") as store:
-            evaluation = Evaluation(
-                store, Corpus(skill={}), lambda r: SimpleNamespace(), lambda r: (), lambda n: None
-            )  # type: ignore[arg-type, return-value]
-            values.append(evaluation.scores(recipe, items).values)  # type: ignore[arg-type]
+            evaluation = Evaluation(store, Corpus(skill={}), serve, lambda r: (), lambda n: None)
+            values.append(evaluation.scores(HALF, items).values)
     assert evaluation.evaluated == 0
     assert values[0].tolist() == values[1].tolist() == [12 / 16] * 8
 

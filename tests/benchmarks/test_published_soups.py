@@ -19,6 +19,7 @@ from benchmarks.published_soups.gains import (
     sparse_merges,
     transfers,
 )
+from benchmarks.published_soups.gains_page import interval, points
 from benchmarks.published_soups.merge_to_learn import (
     COMPLIANCE,
     DOMAINS,
@@ -323,3 +324,18 @@ def test_a_path_without_the_data_ends_with_status_2(
         main([str(results), str(folder), "--items"])
     assert ended.value.code == 2
     assert ("mmlu_0shot" if lacking == "results" else "greedy_soup") in capsys.readouterr().err
+
+
+def test_the_published_page_agrees_with_the_data_beside_it() -> None:
+    page = " ".join(PUBLISHED.read_text(encoding="utf-8").split())
+    values: dict[str, list[float]] = {ladder.name: [] for ladder in LADDERS}
+    router_wins = 0
+    with PUBLISHED.with_name("published-soups-gains.csv").open(encoding="utf-8") as stream:
+        for each in csv.DictReader(stream):
+            values[each["ladder"]].append(float(each["best"]))
+            router_wins += float(each["router"]) > float(each["best"])
+    assert f"better of its two models is {interval(over_ladders(values))} points" in page
+    assert f"beats the soup in {router_wins} of 60 pairs" in page
+    with PUBLISHED.with_name("published-soups-clip.csv").open(encoding="utf-8") as stream:
+        means = {each["name"]: float(each["mean"]) for each in csv.DictReader(stream)}
+    assert f"minus a router {points(means['uniform'] - means['router'])}" in page

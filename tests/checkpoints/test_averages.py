@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from souping.checkpoints.pool import TrajectoryPool
 from souping.checkpoints.sharded import EMA_STATE, has_average
+from souping.trajectory import TrajectoryPool
 from tests.support.trainers import ARCHIVES, unpacked
 
 NEWEST = "checkpoint-1000"

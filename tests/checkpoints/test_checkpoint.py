@@ -446,7 +446,7 @@ def test_a_pointer_in_a_models_folder_is_refused(tmp_path: Path, url: str) -> No
 def test_a_damaged_pointer_in_the_cache_of_buckets_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(ranges.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     folder = ranges.cache_of("s3://b/m") / "snapshots" / "1"
     folder.mkdir(parents=True)
     path = folder / "model.safetensors"

@@ -133,7 +133,7 @@ def taken(tensor: Mapped, arrays: Mapping[str, Array]) -> Array:
 def test_elements_are_where_the_model_has_them(case: str) -> None:
     config, shapes, expected = LAYOUTS[case]
     arrays = drawn(shapes)
-    mapped = map_names(headers(arrays), SIZES | config)
+    mapped = map_names(headers(arrays), {**SIZES, **config})
     for name, array in expected(arrays).items():
         assert np.array_equal(taken(mapped[name], arrays), array), name
 
@@ -163,7 +163,7 @@ def test_hugging_face_names_below_any_prefix(
 
 
 def test_a_tied_head_is_left_out_or_made_as_the_model_has_it() -> None:
-    tied = SIZES | {"tie_word_embeddings": True}
+    tied = {**SIZES, "tie_word_embeddings": True}
     headless = {k: v for k, v in PLAIN.items() if k != "lm_head.weight"}
     arrays = drawn(headless)
     assert set(map_names(headers(drawn(PLAIN)), tied)) == set(headless)
@@ -232,7 +232,9 @@ REFUSED: dict[
 def test_a_tensor_that_does_not_fit_is_refused_by_name_in_one_line(case: str) -> None:
     shapes, config, like, word = REFUSED[case]
     with pytest.raises(UserError) as error:
-        map_names({name: ("F32", shape) for name, shape in shapes.items()}, SIZES | config, like)
+        map_names(
+            {name: ("F32", shape) for name, shape in shapes.items()}, {**SIZES, **config}, like
+        )
     assert word in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -282,7 +284,7 @@ def test_the_example_of_the_page_is_a_file_of_rules(tmp_path: Path) -> None:
         {"net.wte": (8, 8), "net.h.0.swiglu": (12, 8), "net.h.0.q": (16, 8), "net.rng": (1,)}
     )
     arrays |= drawn({"net.moe.w1": (1, 3, 8, 6)})
-    mapped = map_names(headers(arrays), SIZES | MOE, rules=written_rules(tmp_path, **table))
+    mapped = map_names(headers(arrays), {**SIZES, **MOE}, rules=written_rules(tmp_path, **table))
     query = taken(mapped[f"{LAYER}self_attn.q_proj.weight"], arrays)
     assert np.array_equal(query, halves(arrays["net.h.0.q"], 4))
     assert np.array_equal(

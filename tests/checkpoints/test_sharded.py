@@ -250,7 +250,7 @@ def test_two_ranks_write_the_very_bytes_of_one(
     tmp_path: Path, pool: dict[str, Path], layout: Format
 ) -> None:
     pool = {"a": pool["b"], "b": Path(shutil.copytree(pool["b"], tmp_path / "step-2"))}
-    made = []
+    made = list[Path]()
     for merge in (LocalMerge(format=layout), AccelerateMerge(format=layout, num_processes=2)):
         opened = merge.open(pool, like=Like(DATA / "plain" / "1", stored=merge.format == "same"))
         made.append(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.pool import TrajectoryPool
 from souping.core.types import UserError
+from souping.trajectory import TrajectoryPool
 
 STEPS = (100, 200, 300, 1000)
 

@@ -26,7 +26,7 @@ from souping.cli.job import split_options
 from souping.cli.process import REPLACE
 from souping.core.reading import read
 from souping.core.system import conf_folder, program
-from souping.core.types import UserError
+from souping.core.types import Json, UserError
 from souping.core.unit import POINTS
 from souping.report.cells import grid
 from souping.report.render import plain_table
@@ -494,25 +494,28 @@ def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("width", [44, 60, 80])
 def test_tables_and_answers_fit(width: int) -> None:
-    console = Console(width=width, file=io.StringIO())
+    terminal = io.StringIO()
+    console = Console(width=width, file=terminal)
     words = ("ingredients", "evaluations", "known by then", "simple_python_category")
     console.print(
         plain_table(
             grid(words, [("scoring the ingredients", "1,234", "56", "seven words or more of text")])
         )
     )
-    sample = {
+    answer: Json = {
+        "score": 1.0,
+        "outcome": "finished",
+        "filtered_resps": ["long " * 40 + "x" * 90],
+    }
+    sample: Json = {
         "item": "one",
         "category": "c",
         "split": "test",
         "target": {"calls": ["x"]},
         "arguments": [["word " * 60, {}]],
+        "models": {"a": answer, "b": answer},
     }
-    models = {
-        name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]}
-        for name in "ab"
-    }
-    show_sample(POINTS, console, read(Sample, {**sample, "models": models}), ["a", "b"])
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    show_sample(POINTS, console, read(Sample, sample), ["a", "b"])
+    text = terminal.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert text.count("long") == 80

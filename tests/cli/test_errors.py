@@ -253,7 +253,7 @@ from souping.analysis import Analysis
 from souping.checkpoints.pool import CandidateSource
 from souping.core.protocols import Evaluator, Objective, Selector, Optimiser, Tracker
 from souping.core.types import Correlations, Selection
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 
 @dataclass(frozen=True, kw_only=True)
 class Picks(Selector):
@@ -387,7 +387,7 @@ def test_a_wrong_result_of_a_users_component_names_its_file_and_line(
         ("evaluator", ["evaluate"]),
         ("selector", ["select"]),
         ("optimiser", ["count", "describe"]),
-        ("merge", ["with_settings"]),
+        ("merge", ["live", "plan", "settings_of", "write_soup"]),
         ("tracker", ["log"]),
         ("objective", ["coefficients"]),
         ("analysis.mine", ["analyse"]),

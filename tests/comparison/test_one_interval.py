@@ -158,7 +158,9 @@ def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seed
             assert excludes_zero(difference) == significant
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
             # No difference that is shown is smaller than the smallest that can be.
-            assert not excludes_zero(difference) or difference.least < abs(difference.difference)
+            if excludes_zero(difference):
+                assert difference.least is not None
+                assert difference.least < abs(difference.difference)
             shown += excludes_zero(difference)
     assert shown > len(seeds) / 10
 

@@ -13,6 +13,7 @@ import pytest
 
 import souping
 from souping.answers.store import Store
+from souping.comparison.result import CompareResult
 from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.command import CommandEvaluator
 from souping.evaluate.scoring.judge import Judge
@@ -32,7 +33,7 @@ def written(scorer: str, prompt: str = "") -> Change:
     return change
 
 
-def compared(base: Path, cand: Path, **settings: Any) -> souping.CompareResult:
+def compared(base: Path, cand: Path, **settings: Any) -> CompareResult:
     return souping.compare({"base": base, "cand": cand}, **settings)
 
 
@@ -147,7 +148,8 @@ def test_a_comparison_of_runs_is_a_look_in_their_store(souping: Cli, finished_co
     def look(*words: str) -> dict[str, Any]:
         ended = souping("compare", "base=run:uniform_all", "soup=run", "--json", *words)
         assert ended.code in (0, 1), ended.err
-        return json.loads(ended.out)
+        table: dict[str, Any] = json.loads(ended.out)
+        return table
 
     first = look()
     assert first["look"] == 1  # the run's own report shows it

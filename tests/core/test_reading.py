@@ -112,7 +112,7 @@ def test_a_value_that_its_class_refuses_becomes_empty() -> None:
 
 @pytest.mark.parametrize("key", ["made", "others", "Name"])
 def test_unknown_keys_are_kept_in_the_field_for_them(key: str) -> None:
-    value = {"by": ["hand", 1, None]}
+    value: Json = {"by": ["hand", 1, None]}
     cart = read(Cart, {**CART, key: value, "front": {**WHEEL, "lost": 1}})
     assert cart.others == {key: value}
     assert to_json(cart) == {**CART, key: value}

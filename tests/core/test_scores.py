@@ -55,6 +55,11 @@ def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, per
     np.testing.assert_allclose(table.values, values, atol=1e-12)
 
 
+def test_a_category_may_be_called_model(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "t.csv", "model,model,b\nx,1,2\ny,3,4\n"))
+    assert (table.models, table.categories) == (("x", "y"), ("model", "b"))
+
+
 def test_a_score_table_that_is_not_there_is_an_error_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no\.csv"):
         read_table(tmp_path / "no.csv")

@@ -96,7 +96,7 @@ def test_a_script_refuses_an_unknown_step_a_missing_run_and_an_unpublished_pool(
 
 
 def gpu_benchmark(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words]
+    command = [sys.executable, "-m", "benchmarks.gpu", *words]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, env=variables, capture_output=True, text=True)
 

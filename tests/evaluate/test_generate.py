@@ -26,12 +26,13 @@ from souping.evaluate.templates import Decoding, keep_likely, sampler
 from souping.merge.local import LocalMerge
 from souping.soups.models import RunPool
 from tests.support.live import live
+from tests.support.models import HeldModel
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def served(family: Path) -> SimpleNamespace:
+def served(family: Path) -> HeldModel:
     return live(family / "ant", LOCAL.hosting.module_settings())
 
 
@@ -70,7 +71,7 @@ def item(prompt: Any, name: str = "i") -> Item:
 
 
 def test_neither_batches_nor_workers_change_the_answers(
-    served: SimpleNamespace, items: tuple[Item, ...]
+    served: HeldModel, items: tuple[Item, ...]
 ) -> None:
     together = [r.output for r in LOCAL.evaluate(served, items[:11])]
     assert together == [LOCAL.evaluate(served, [i])[0].output for i in items[:11]]
@@ -80,7 +81,7 @@ def test_neither_batches_nor_workers_change_the_answers(
 
 
 def test_generation_equals_a_loop_without_a_cache(
-    served: SimpleNamespace, items: tuple[Item, ...]
+    served: HeldModel, items: tuple[Item, ...]
 ) -> None:
     import torch
 
@@ -112,7 +113,7 @@ CHAT = item(({"role": "system", "content": "red"}, {"role": "user", "content": "
     ],
 )
 def test_messages_and_tools_go_through_the_template(
-    served: SimpleNamespace,
+    served: HeldModel,
     monkeypatch: pytest.MonkeyPatch,
     template: str | None,
     asked: Item,
@@ -130,13 +131,13 @@ def test_messages_and_tools_go_through_the_template(
     assert replace(CHAT, tools=(TOOL,)).fingerprint != CHAT.fingerprint
 
 
-def test_a_prompt_gets_all_that_the_context_leaves(served: SimpleNamespace) -> None:
+def test_a_prompt_gets_all_that_the_context_leaves(served: HeldModel) -> None:
     records = LOCAL.evaluate(served, [item("a" * 126, "tight"), item("red 1:", "short")])
     assert (records[0].outcome, len(records[0].tokens)) == ("truncated", 2)
     assert records[1] == LOCAL.evaluate(served, [item("red 1:", "short")])[0]
 
 
-def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+def test_every_answer_says_how_it_ended(served: HeldModel, items: tuple[Item, ...]) -> None:
     asked = (replace(LOCAL, max_new_tokens=40).evaluate(served, [one])[0] for one in items)
     cut = next(record for record in asked if len(set(record.tokens)) > 2)
     one = next(one for one in items if one.id == cut.item)
@@ -197,7 +198,7 @@ def copy(family: Path, place: Path, name: str, config: Mapping[str, Any]) -> Pat
 
 
 def test_no_generation_config_decodes_anything(
-    family: Path, tmp_path: Path, served: SimpleNamespace, items: tuple[Item, ...]
+    family: Path, tmp_path: Path, served: HeldModel, items: tuple[Item, ...]
 ) -> None:
     plain = tokens(LOCAL.evaluate(served, items[:24]))
     folder = copy(family, tmp_path, "ant", PENALTY)
@@ -232,9 +233,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(
         pool.close()
 
 
-def test_a_sampled_answer_knows_no_neighbours(
-    served: SimpleNamespace, items: tuple[Item, ...]
-) -> None:
+def test_a_sampled_answer_knows_no_neighbours(served: HeldModel, items: tuple[Item, ...]) -> None:
     items = items[:24]
     together = tokens(DRAWN.evaluate(served, items, 1))
     assert together == [tokens(DRAWN.evaluate(served, [item], 1))[0] for item in items]

@@ -465,6 +465,67 @@ def test_fewer_samples_than_the_harness_counted_are_a_file_that_is_cut_off(
         read_lm_eval(folder, "", "")
 
 
+@pytest.mark.parametrize(
+    ("figures", "sizes", "by_size"),
+    [
+        # Tasks have 0.4 and 0.8: by sizes of 1 and 3 the mean is 0.7, over tasks 0.6.
+        ({"acc,none": 0.7}, {"t": 1, "u": 3}, True), ({"acc,none": 0.6}, {"t": 1, "u": 3}, False),
+        ({"acc,none": 0.66}, {"t": 1, "u": 3}, True), ({"acc,none": 0.64}, {"t": 1, "u": 3}, False),
+        # A size that is not told counts as 1; equal sizes tell nothing.
+        ({"acc,none": 0.7}, {"u": 3}, True), ({"acc,none": 0.6}, {"t": 1, "u": 1}, None), ({"acc,none": 0.6}, {}, None),
+        # Standard errors, texts and what is no metric say nothing; a later metric may.
+        ({"acc_stderr,none": 0.7}, {"t": 1, "u": 3}, None), ({"alias": 0.7, "acc,none": "N/A"}, {"t": 1, "u": 3}, None),
+        ({"f1,none": 0.3, "acc,none": 0.7}, {"t": 1, "u": 3}, True), ({"acc,none": math.nan}, {"t": 1, "u": 3}, False),
+    ],
+)  # fmt: skip
+def test_a_group_of_lm_eval_is_weighted_as_its_figure_says(
+    tmp_path: Path, figures: dict[str, Any], sizes: dict[str, int], by_size: bool | None
+) -> None:
+    folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(n, [["x"]]) for n in range(3)])
+    path = folder / "results_2024-01-01.json"
+    table = json.loads(path.read_text())
+    table["configs"]["u"] = {}
+    table["group_subtasks"] = {"g": ["inner"], "inner": ["t", "u"], "t": []}
+    table["results"] = {
+        "t": {"acc,none": 0.4, "f1,none": 0.3},
+        "u": {"acc,none": 0.8, "f1,none": 0.3},
+        "g": figures,
+    }
+    table["n-samples"] = {task: {"effective": size} for task, size in sizes.items()}
+    path.write_text(json.dumps(table))
+    (folder / "samples_t_2024-01-01.jsonl").rename(folder / "samples_u_2024-01-01.jsonl")
+    (folder / "samples_t_2024-01-01.jsonl").write_text(json.dumps(lm_eval_sample(0, [["x"]])))
+    found = read_lm_eval(folder, "", "")
+    assert (found.groups["g"].members, found.groups["g"].weight_by_size) == (("t", "u"), by_size)
+    assert set(found.groups) == {"g", "inner"}
+    assert found.requested == ("g",)
+
+
+def test_two_tasks_are_not_split_by_a_field(tmp_path: Path) -> None:
+    folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(0, [["x"]])], **{"acc,none": 1.0})
+    (alone,) = read_logs(folder, category="topic")
+    assert list(alone.tasks) == ["sums"]
+    path = folder / "results_2024-01-01.json"
+    table = json.loads(path.read_text())
+    for key in ("configs", "results"):
+        table[key]["u"] = table[key]["t"]
+    path.write_text(json.dumps(table))
+    (folder / "samples_u_2024-01-01.jsonl").write_text(json.dumps(lm_eval_sample(0, [["x"]])))
+    with pytest.raises(UserError, match="splits one task"):
+        read_logs(folder, category="topic")
+
+
+@pytest.mark.parametrize("size", [-1, "many", math.inf, 1e300])
+def test_a_size_that_is_no_number_of_samples_is_refused(tmp_path: Path, size: Any) -> None:
+    folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(0, [["x"]])], **{"acc,none": 1.0})
+    path = folder / "results_2024-01-01.json"
+    table = json.loads(path.read_text())
+    table["n-samples"]["t"]["effective"] = size
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match="n-samples"):
+        read_lm_eval(folder, "", "")
+
+
 def test_one_task_alone_is_split_by_a_field() -> None:
     with pytest.raises(UserError, match="--category splits one task"):
         read_logs(PYTHON, category="topic")

@@ -19,7 +19,7 @@ from tests.support.bfcl_logs import calls, variants, write_project
 
 
 def groups(common: Matched) -> dict[str, str]:
-    group_of = {}
+    group_of = dict[str, str]()
     for (metric,) in common.metrics.values():
         group_of.update(zip(metric.items, metric.groups, strict=True))
     return group_of

@@ -210,7 +210,7 @@ class TestEveryEvalEver:
         assert any("differ in 50 %" in note for note in notes)
 
 
-TRIES = {
+TRIES: dict[str, dict[str, list[int | None]]] = {
     "base": {"q1": [1, 0], "q2": [0, 0], "q3": [1, None]},
     "cand": {"q1": [1, 1], "q2": [1, 0], "q3": [1, 0]},
 }
@@ -358,7 +358,8 @@ class TestArrays:
         assert compared(list(self.BASE), scores).average_row("cand").missing == 1
 
     def test_a_masked_score_is_a_missing_answer(self) -> None:
-        scores = np.ma.array(self.CAND, mask=[True, True, False, False, False, False])
+        mask = [True, True, False, False, False, False]
+        scores: np.ma.MaskedArray = np.ma.array(self.CAND, mask=mask)
         found = compared(list(self.BASE), scores).average_row("cand")
         hidden = np.array([np.nan, np.nan, *self.CAND[2:]])
         assert found == compared(list(self.BASE), hidden).average_row("cand")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,21 @@ def test_a_soup_of_one_model_is_that_model_whatever_the_scale(tmp_path: Path) ->
     soup = soup_of(folders, tmp_path / "soup", (1.0,), **settings)
     for name, tensor in random_tensors(0).items():
         assert same_bits(soup[name], tensor), name
+
+
+def test_one_model_needs_no_base_unless_its_difference_is_scaled(tmp_path: Path) -> None:
+    folders = family(tmp_path, 1)
+    alone = replace(simple(folders, (1.0,)), method="task_arithmetic")
+    made = plan(alone, folders)
+    assert (made.method, made.read_bytes) == ("linear", made.nbytes)
+    assert {band.op for tensor in made.tensors for band in tensor.bands} == {"copy"}
+    for changed in (
+        replace(alone, weights=(0.5,)),
+        replace(alone, settings={"scale": 0.5}),
+        replace(simple(family(tmp_path / "two", 2), (0.5, 0.5)), method="task_arithmetic"),
+    ):
+        with pytest.raises(UserError, match=r"merge\.base_model"):
+            plan(changed, family(tmp_path / "two", 2) if len(changed.weights) > 1 else folders)
 
 
 # Overrides

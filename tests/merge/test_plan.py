@@ -21,11 +21,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.merge_inputs import sparse_70b
 from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.views import Float32
 from souping.core.types import UserError
-from souping.merge import mixing
+from souping.merge import Vocab, mixing
 from souping.merge.__main__ import merge_plan
 from souping.merge.alignment import matcher
-from souping.merge.kernels import METHODS, Float32, Method
+from souping.merge.kernels import METHODS, Method
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.merge.mergekit_yaml import to_yaml
@@ -100,10 +101,9 @@ def test_corrupt_plans_never_escape(
         place = holder[key]
         if data.draw(st.integers(0, 5)) == 0:
             break
-    odd = st.sampled_from(
-        [-1, 0, 3, 2**70, 1.5, "x", "../x", None, True, [], {}, [[]], float("nan"), "BF16", "copy"]
-    )
-    holder[key] = data.draw(odd)
+    odd: list[object] = [-1, 0, 3, 2**70, 1.5, "x", "../x", None, True, [], {}, [[]]]
+    odd += [float("nan"), "BF16", "copy"]
+    holder[key] = data.draw(st.sampled_from(odd))
     path.write_text(json.dumps(table))
     refused = None
     try:
@@ -304,7 +304,7 @@ def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
     ("rule", "tokenizer_from", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))]
 )
 def test_a_carrier_has_the_soups_vocabulary(
-    tmp_path: Path, rule: str, tokenizer_from: str, ends: tuple[int, ...]
+    tmp_path: Path, rule: Vocab, tokenizer_from: str, ends: tuple[int, ...]
 ) -> None:
     rows = {"short": (12, 2), "long": (15, 14)}
     folders = {
@@ -427,12 +427,18 @@ missing = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    sizes = {"vocab_size": 97, "hidden_size": 40, "intermediate_size": 55, "num_hidden_layers": 1}
-    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=40,
+        intermediate_size=55,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     root = tmp_path_factory.mktemp("llamas")
     for seed in range(20):
         torch.manual_seed(seed)
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / f"m{seed}")
+        LlamaForCausalLM(config).bfloat16().save_pretrained(root / f"m{seed}")
     return {f"m{seed}": root / f"m{seed}" for seed in range(20)}
 
 

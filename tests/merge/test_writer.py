@@ -233,14 +233,21 @@ SIZES = (0, 900, 4000, 0, 3, 4997, 0)
 def passing(path: Path, *, gap: int = 0) -> tuple[PassingDigest, list[str]]:
     """A digest of tensors in a file, which begin at byte 100, and what it has to be."""
     path.write_bytes(CONTENT.tobytes())
-    ends = list(itertools.accumulate(SIZES, initial=100))
-    group = [Tensor(f"t{i}", "U8", (n,), path.name, ends[i], n) for i, n in enumerate(SIZES)]
-    group[5] = replace(group[5], offset=group[5].offset + gap, nbytes=group[5].nbytes - gap)
-    checkpoint = Checkpoint.of(path.parent, {t.name: t for t in group}, {}, (), {})
-    values = [
-        hashlib.sha256(CONTENT[t.offset : t.offset + t.nbytes].tobytes()).hexdigest() for t in group
+    starts = itertools.accumulate(SIZES, initial=100)
+    tensors = [
+        Tensor(f"t{i}", "U8", (size,), path.name, start, size)
+        for i, (size, start) in enumerate(zip(SIZES, starts, strict=False))
     ]
-    return PassingDigest(checkpoint, group), values
+    # Bytes that belong to no tensor, before the sixth.
+    sixth = tensors[5]
+    tensors[5] = replace(sixth, offset=sixth.offset + gap, nbytes=sixth.nbytes - gap)
+
+    checkpoint = Checkpoint.of(path.parent, {tensor.name: tensor for tensor in tensors}, {}, (), {})
+    digests = []
+    for tensor in tensors:
+        content = CONTENT[tensor.offset : tensor.offset + tensor.nbytes]
+        digests.append(hashlib.sha256(content.tobytes()).hexdigest())
+    return PassingDigest(checkpoint, tensors), digests
 
 
 def kept(digest: PassingDigest) -> list[str]:

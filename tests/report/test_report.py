@@ -18,10 +18,12 @@ import transformers
 from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
+from souping.core.reading import to_json
 from souping.core.types import SearchEnd, StopReason
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.report.analysis_results import read_content
-from souping.report.render import markdown, page, report_table
+from souping.report.content import TrialRow
+from souping.report.report_page import markdown, page, report_table
 from souping.report.run_files import as_json, draw, search_summary, write_report, write_trials
 from souping.report.sections import ended
 from tests.support.html import outline
@@ -33,7 +35,7 @@ PICTURES = ["forest", "categories", "heatmap", "landscape"]
 @pytest.fixture(scope="module")
 def written(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, dict[str, Any], list[dict[str, Any]], list[Path]]:
+) -> tuple[Path, dict[str, Any], list[TrialRow], list[Path]]:
     run_dir = tmp_path_factory.mktemp("report")
     report, trials = sample()
     return run_dir, report, trials, write_report(read_content(report), trials, run_dir)
@@ -168,9 +170,9 @@ def test_every_size_and_end_of_a_run_renders(
 
 
 def on_terminal(report: dict[str, Any], width: int = 100) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    console.print(report_table(read_content(report)))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    terminal = io.StringIO()
+    Console(file=terminal, width=width).print(report_table(read_content(report)))
+    return terminal.getvalue()
 
 
 def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
@@ -198,7 +200,12 @@ def test_json_keeps_floats_and_has_null_for_what_is_no_number(value: float) -> N
         "c": np.float64(0.1),
         "d": (Path("x"), True, 3),
     }
-    assert json.loads(as_json(odd)) == {"a": None, "b": [1.0, None], "c": 0.1, "d": ["x", True, 3]}
+    assert json.loads(as_json(to_json(odd))) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": 0.1,
+        "d": ["x", True, 3],
+    }
 
 
 # ---------------------------------------------------------------- how a search ended

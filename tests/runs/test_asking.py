@@ -26,6 +26,7 @@ from souping.core.system import program
 from souping.core.types import UserError
 from souping.runs import asking, open_soups
 from souping.runs.analyses import analyse
+from souping.soups.serving import write_soup
 from tests.conftest import ROOT, Cli, Outcome, command_line, pool_of, report_of
 from tests.support.asking import OWN, Lab, told
 
@@ -398,7 +399,7 @@ def test_as_many_models_are_written_as_the_disk_allows(
     lab: Lab, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Space for two soups; a candidate is made of links."""
-    write = asking.write_soup
+    write = write_soup
     most = 0
 
     def models() -> int:

@@ -20,7 +20,7 @@ from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Tri
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.report.analysis_results import read_content
 from souping.report.content import Report
-from souping.report.render import markdown, report_table
+from souping.report.report_page import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.runs import evidence
 from souping.runs.evidence import ContenderScores, VerdictTerms
@@ -504,7 +504,8 @@ def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
     def scores(asked: Recipe) -> ItemScores:
         limits = dict(zip(("w", "x"), skill[asked.ingredients[0]], strict=True))
         return ItemScores(
-            items=items, values=np.array([float(int(i.answer) < limits[i.category]) for i in items])
+            items=items,
+            values=np.array([float(int(str(i.answer)) < limits[i.category]) for i in items]),
         )
 
     side = ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items)
@@ -642,7 +643,7 @@ def test_expected_scores_are_percent_as_soon_as_one_is_above_1() -> None:
 def right_below(right: int) -> ItemScores:
     items = make_items(per_category=100)
     return ItemScores(
-        items=tuple(items), values=np.array([float(int(i.answer) < right) for i in items])
+        items=tuple(items), values=np.array([float(int(str(i.answer)) < right) for i in items])
     )
 
 
@@ -752,3 +753,36 @@ def test_unknown_names_are_refused_before_work(echo: Path, souping: Cli, tmp_pat
     ):
         souping(*arguments(echo), setting).refused(*needles)
         assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_a_warning_names_the_worst_model_and_its_most_frequent_reason() -> None:
+    """2 % of the answers of a, 30 % and 4 % of b's, and 1 % of c's, which is below the level."""
+    lost = {
+        "a": scores(level(0.5), **ends(0.02)),
+        "b": scores(level(0.5), **ends(0.3, 0.04, late=3, long=1200)),
+        "c": scores(level(0.5), **ends(0.01)),
+    }
+    (line,) = evidence.lost_answers(lost, "search", "evaluator.max_new_tokens")
+    assert line.startswith("search: answers of 2 of 3 models")
+    assert "b 30.0 % truncated, 4.0 % missing (long: 1,200): " in line
+    assert "(evaluator.max_new_tokens)" in line
+    assert " and " in line.partition("1,200")[2]
+    (other,) = evidence.lost_answers({"a": lost["a"]}, "search")
+    assert "a 2.0 % truncated: " in other
+    assert "()" not in other
+    assert evidence.lost_answers({"c": lost["c"]}, "search") == []
+    (gone,) = evidence.lost_answers({"m": scores(level(0.5), **ends(0.0, 0.5))}, "search")
+    assert "m 50.0 % missing: " in gone
+    assert "truncated," not in gone
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.2, False), (0.21, True)])
+def test_nothing_is_claimed_above_a_fifth_of_lost_answers(share: float, told: bool) -> None:
+    table = ItemTable.of(ITEMS, Mean())
+    worst = evidence.outcomes(scores(level(0.5), **ends(share / 2, share / 2)), table)
+    fine = evidence.outcomes(scores(level(0.5)), table)
+    sentence = evidence.unmeasured({"fine": fine, "worst": worst}, "evaluator.max_new_tokens")
+    assert bool(sentence) == told
+    if told:
+        assert sentence.startswith("worst 10.5 % truncated, 10.5 % missing; ")
+        assert "20 %" in sentence

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ import pytest
 import souping
 from souping.analysis.guards import Admission, Guard
 from souping.core.reading import to_json
-from souping.core.types import Item, ItemScores, Recipe, Trial
+from souping.core.scores import Tree
+from souping.core.types import Item, ItemScores, Recipe, Trial, UserError
 from souping.core.unit import POINTS
-from souping.runs.goals import admitted, failed_elsewhere, guard_names
+from souping.plan.counting import PlannedPool
+from souping.runs.goals import admitted, best_first, check_tokens, failed_elsewhere, guard_names
+from souping.runs.steps import Stage
 from souping.search.loop import SearchResult, result_of
-from tests.conftest import Cli, pool_of
+from tests.conftest import Cli, make_items, pool_of
+from tests.support.steps import NamedSteps, named_steps, run_settings
 
 ITEMS = [Item(id=str(n), category="a", group=str(n), prompt="", answer="") for n in range(200)]
 
@@ -26,7 +32,8 @@ def trial(name: str, lost: int) -> Trial:
     """A soup that lost some of 120 right answers of 200."""
     recipe = Recipe(ingredients=(name,), fingerprints=(name,), weights=(1.0,), dtype="F32")
     result = result_of(
-        ItemScores(items=tuple(ITEMS), values=np.arange(200) < 120.0 - lost), souping.Mean()
+        ItemScores(items=tuple(ITEMS), values=(np.arange(200) < 120.0 - lost).astype(float)),
+        souping.Mean(),
     )
     return Trial(number=0, recipe=recipe, weights=(1.0,), result=result)
 
@@ -65,6 +72,7 @@ def test_guards_cost_what_the_best_soup_without_them_would_gain(
         POINTS, winner, order, admission, reference.recipe, souping.Mean(), unguarded
     )
     assert guards.cost == pytest.approx(cost)  # 119 of 200 are right
+    assert guards.sentence is not None
     assert ("5.0 points" in guards.sentence) == (cost > 0)
 
 
@@ -78,15 +86,22 @@ def test_of_guards_on_other_benchmarks_the_first_that_a_soup_fails_is_named() ->
         guards=(Guard(name="own", margin=1e-6), *guards), against="ref", reference=scores
     )
 
-    def measured(name: str) -> dict[str, ItemScores]:
-        lost = trial("soup", 60 if name.startswith("lost") else 1).result.values
-        return {reference.recipe.id: scores, soup.recipe.id: replace(scores, values=lost)}
+    class LosingSteps(NamedSteps):
+        """The soup loses one answer on `kept`, and 60 on `lost` and `lost too`."""
 
-    run = SimpleNamespace(
-        single=lambda name: reference.recipe,
-        guard_stage=lambda guard, models: guard.name,
-        evaluate_stage=measured,
-    )
+        def single(self, name: str) -> Recipe:
+            return reference.recipe
+
+        def guard_stage(self, guard: Guard, models: Iterable[Recipe]) -> Stage:
+            return Stage(name=guard.name, models=tuple(models), items=())
+
+        def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
+            lost = trial("soup", 60 if stage.name.startswith("lost") else 1).result.values
+            assert lost is not None
+            return {reference.recipe.id: scores, soup.recipe.id: replace(scores, values=lost)}
+
+    settings = run_settings()
+    run = LosingSteps(settings, PlannedPool(candidates=settings.pool.resolve()), {}, {})
     assert failed_elsewhere(run, admission, soup.recipe) == ["lost"]
     kept = replace(admission, guards=admission.guards[:2])
     assert failed_elsewhere(run, kept, soup.recipe) == []
@@ -94,12 +109,9 @@ def test_of_guards_on_other_benchmarks_the_first_that_a_soup_fails_is_named() ->
 
 def test_a_guard_may_be_any_name_with_any_candidate() -> None:
     """Three categories, a group of them, an extra benchmark and the length, each with four candidates."""
-    steps = SimpleNamespace(
-        categories=("x", "y", "z"),
-        settings=SimpleNamespace(objective=SimpleNamespace(groups={"xy": ("x", "y")})),
-        extra={"more": None},
-        pool=SimpleNamespace(names=("a", "b", "c", "d")),
-    )
+    settings = run_settings(candidates="abcd", objective=Tree(tree=[{"xy": ["x", "y"]}, "z"]))
+    items = tuple(make_items(per_category=1, categories=("x", "y", "z")))
+    steps = named_steps(settings, splits={"search": items}, extra={"more": items})
     assert guard_names(steps) == 24
 
 
@@ -146,3 +158,45 @@ def test_a_run_writes_the_point_that_the_weights_of_its_goals_choose(
     page = (done.out / "report.html").read_text()
     assert "Front of red and tokens" in page
     assert "worst category of" in page
+
+
+@pytest.mark.parametrize(
+    ("guard", "pareto", "benchmark", "soups", "lengths", "refused"),
+    [
+        ({"tokens": 10.0}, (), "", False, 0, True), ({}, ("a", "tokens"), "", False, 0, True),
+        ({"a": 3.0}, ("a", "b"), "", False, 0, False), ({"tokens": 10.0}, (), "", False, 3, False),
+        ({"tokens": 10.0}, (), "mgsm", False, 0, False), ({"tokens": 10.0}, (), "", True, 0, False),
+    ],
+)  # fmt: skip
+def test_lengths_guard_only_answers_that_have_one(
+    guard: dict[str, float],
+    pareto: tuple[str, ...],
+    benchmark: str,
+    soups: bool,
+    lengths: int,
+    refused: bool,
+) -> None:
+    """One of two models counts tokens; a stage with soups comes after the candidates were checked."""
+    names = ("a", "b") if soups else ("a",)
+    recipe = Recipe(ingredients=names, fingerprints=names, weights=(1.0,) * len(names), dtype="F32")
+    settings: Any = SimpleNamespace(guard=guard, pareto=pareto)
+    stage: Any = SimpleNamespace(benchmark=benchmark, models=[recipe])
+    none = ItemScores(items=tuple(ITEMS), values=np.zeros(200), lengths=np.zeros(200))
+    some = replace(none, lengths=np.full(200, lengths))
+    if refused:
+        with pytest.raises(UserError, match="tokens"):
+            check_tokens(settings, stage, [none, some])
+    else:
+        check_tokens(settings, stage, [none, some])
+
+
+def test_soups_are_ordered_by_their_objective_after_the_winner() -> None:
+    trials = [trial("c", 40), trial("a", 10), trial("b", 20)]
+    twice = replace(trial("c", 5), number=3)
+    partial = replace(trial("d", 0), whole=False)
+    winner = SearchResult(
+        recipe=trials[2].recipe, result=trials[2].result, trials=(*trials, twice, partial)
+    )
+    order = best_first(winner)
+    assert [found.recipe.ingredients for found in order] == [("b",), ("c",), ("a",)]
+    assert order[1].number == 3

@@ -24,7 +24,7 @@ from souping.report.analysis_results import read_content
 from souping.report.content import Report
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
-from souping.report.render import markdown, report_table
+from souping.report.report_page import markdown, report_table
 from souping.report.sections import losses, report_findings, summary
 from souping.report.tables import compared, shown_models, summary_table
 from souping.runs.evidence import ContenderScores, VerdictTerms, gather_evidence
@@ -112,9 +112,9 @@ def told(found: dict[str, Any]) -> list[str]:
 
 
 def on_terminal(found: dict[str, Any]) -> str:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(report_table(read_content(found)))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    terminal = io.StringIO()
+    Console(file=terminal, width=120).print(report_table(read_content(found)))
+    return terminal.getvalue()
 
 
 def test_an_item_is_answered_by_the_ingredient_of_its_category_with_how_its_answer_ended() -> None:

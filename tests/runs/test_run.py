@@ -430,10 +430,11 @@ def analyses_of(run: Path) -> dict[str, Any]:
 
 def counts(tmp_path: Path) -> tuple[int, int]:
     with closing(sqlite3.connect(tmp_path / "outputs" / "store.sqlite")) as db:
-        return tuple(
+        answers, looks = (
             int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0])
             for name in ("answers", "counted_looks")
         )
+    return answers, looks
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,80 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pytest
 
-from souping.checkpoints import pool
-from souping.core.scores import Mean, MeasuredScores
-from souping.core.types import Candidate, ItemScores, Recipe, Result, Selection
+from souping.analysis import Analysis, RunScores, RunSoups
+from souping.core.types import Candidate, Recipe
 from souping.merge.local import LocalMerge
-from souping.plan.counting import PlannedPool
 from souping.report.analysis_results import UserResult
-from souping.runs.settings import RunSettings, StopAfter
+from souping.runs.settings import StopAfter
 from souping.runs.state import Reported, Searched, Selected, State
-from souping.runs.steps import Stage, Steps
-from souping.search.adaptive import Adaptive
-from souping.search.loop import SearchResult
-from souping.selection import All
 from souping.soups.models import FetchedCandidates, RunPool
-
-NAMES = ("a", "b", "c")
-
-
-class NamedSteps(Steps):
-    """Steps of two ingredients in equal parts, without answers."""
-
-    def evaluate_stage(self, stage: Stage) -> dict[str, ItemScores]:
-        return {}
-
-    def select(self, stage: Stage | None) -> Selected:
-        return Selected(selection=Selection(ingredients=NAMES[:2]))
-
-    def uniform_best(self, selected: Selected) -> Recipe:
-        return self.uniform(NAMES[1:])
-
-    def search(self, selected: Selected) -> Searched:
-        soup = self.uniform(selected.selection.ingredients)
-        result = Result(objective=0.5, categories={}, items=0)
-        winner = SearchResult(recipe=soup, result=result, trials=())
-        return Searched(selected=selected, winner=winner)
-
-    def analyse(self, state: Reported, name: str, stage: Stage) -> Reported:
-        return replace(state, analyses={**state.analyses, name: UserResult(title=name)})
+from tests.support.steps import NAMES, NamedSteps, named_steps, run_settings
 
 
-class AsksNothing:
-    def asks(self, soups: Any) -> tuple[()]:
+class AsksNothing(Analysis):
+    """An analysis of the answers that the run has."""
+
+    title: ClassVar[str] = "asks nothing"
+
+    def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         return ()
+
+    def analyse(self, run: RunScores) -> UserResult:
+        raise AssertionError("the steps analyse nothing")
 
 
 def steps(stop_after: StopAfter | None) -> NamedSteps:
-    absent: Any = None
-    analysis: Any = AsksNothing()
-    settings = RunSettings(
-        pool=pool.Pool(candidates=list(NAMES)),
-        benchmark=absent,
-        evaluator=absent,
-        merge=LocalMerge(),
-        tracker=absent,
-        executor=absent,
-        out=absent,
-        store_path=absent,
-        run_dir=absent,
-        config={},
-        name="named",
-        seed=0,
-        stop_after=stop_after,
-        scores=MeasuredScores(),
-        selector=All(),
-        objective=Mean(),
-        optimiser=Adaptive(),
-        analyses={"first": analysis, "second": analysis},
-    )
-    return NamedSteps(settings, PlannedPool(candidates=settings.pool.resolve()), {}, {})
+    analyses = {"first": AsksNothing(), "second": AsksNothing()}
+    return named_steps(run_settings(stop_after=stop_after, analyses=analyses))
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from souping.core.text import human
 from souping.soups import upload
 from souping.soups.settings import Target
 from tests.conftest import Cli, pool_of
-from tests.support.adapters import save_adapter
+from tests.support.adapters import change_config, save_adapter
 from tests.support.hub import Hub, User, files_of, serving
 
 WRITER = "hf_" + "w" * 20
@@ -61,16 +62,18 @@ def adapters(family: Path, place: Path, base_name: str | None = None) -> list[st
     shutil.copytree(family / "base", place / "private" / "base")
     base = place / "private" / "base"
     for seed, name in enumerate(("one", "two")):
-        named = {"base_model_name_or_path": base_name} if base_name else {}
-        save_adapter(place / name, base, MODULES, seed, **named)
+        save_adapter(place / name, base, MODULES, seed)
+        if base_name:
+            change_config(place / name, base_model_name_or_path=base_name)
     return [*ADAPTERS, f"merge.base_model={base}"]
 
 
 def data_of(text: str) -> dict[str, Any]:
     """The card's data as huggingface_hub reads it, the same after it wrote it again."""
-    data = dict(ModelCard(text).data.to_dict())
-    again = ModelCard(f"---\n{ModelCard(text).data.to_yaml()}\n---\n")
-    assert dict(again.data.to_dict()) == data
+    written = ModelCard(text).data.to_yaml()
+    again = ModelCard(f"---\n{written}\n---\n")
+    assert again.data.to_yaml() == written
+    data: dict[str, Any] = yaml.safe_load(written)
     return data
 
 

@@ -233,7 +233,7 @@ def test_a_card_after_the_report_has_the_numbers_of_the_report_split() -> None:
     assert report["verdict"]["sentence"] in text
     assert f"in {report['losses']['above']} and behind in {report['losses']['below']}" in text
     assert str(report["objective"]["search"]) not in text
-    assert ModelCard(text).data.base_model == report["recipe"]["ingredients"]
+    assert ModelCard(text).data.get("base_model") == report["recipe"]["ingredients"]
 
 
 @pytest.mark.parametrize(
@@ -375,12 +375,17 @@ def merged(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "soup"
 
 
+def replaced_by_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+
+
 STRANGERS: dict[str, Callable[[Path], object]] = {
     ".env": lambda path: path.write_text("KEY=1"),
     "model.safetensors.bak": lambda path: path.write_text("x"),
     "logs/train.log": lambda path: path.write_text("x"),
     "tokenizer.md": lambda path: path.symlink_to("/etc/hostname"),
-    "README.md": lambda path: (path.unlink(), path.symlink_to("/etc/hostname")),
+    "README.md": replaced_by_link,
     "config.json": lambda path: path.write_text("{}"),
     "tokenizer.json": lambda path: path.unlink(),
     "model-00001-of-00002.safetensors": lambda path: path.write_bytes(b"x"),

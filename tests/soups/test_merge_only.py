@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from souping.core.types import Recipe, UserError
-from souping.merge import MergeBackend
 from souping.merge.accelerate import AccelerateMerge
+from souping.merge.backend import MergeBackend
 from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
@@ -144,13 +145,16 @@ def test_a_plan_of_a_merge_that_cannot_start_here_ends_with_2(
 def test_a_recipe_with_values_of_other_kinds_is_refused(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
-    table = {
+    table: dict[str, Any] = {
         "id": "x",
         "ingredients": list("abc"),
         "fingerprints": list("def"),
         "weights": [0.5, 0.2, 0.3],
+        "dtype": "float32",
+        "method": "linear",
+        "settings": {},
+        **change,
     }
-    table |= {"dtype": "float32", "method": "linear", "settings": {}, **change}
     # an edit that hides itself
     with suppress(TypeError, ValueError, AttributeError, OverflowError):
         table["id"] = Recipe.from_dict(table).id if table["id"] == "x" else table["id"]

@@ -121,7 +121,7 @@ def test_draws_of_single_groups_are_studentised_by_their_own_variance(sign: int)
 
 @pytest.mark.parametrize(("groups", "draws"), [(40, 4999), (3000, 2000), (16_000, 399)])
 def test_many_groups_have_fewer_draws(groups: int, draws: int) -> None:
-    deltas = np.arange(groups) % 2 * 1.0
+    deltas = (np.arange(groups) % 2).astype(float)
     reach = bootstrap_reach(design(deltas, 0 * np.arange(groups), np.arange(groups), np.ones(1)))
     assert reach is not None
     assert len(reach.studentised) == draws

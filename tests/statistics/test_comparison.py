@@ -282,7 +282,8 @@ def test_difference_is_the_objectives() -> None:
         "a", "b", a, b, np.array([0, 0, 1, 1, 1]), np.arange(5), np.array([0.25, 0.75])
     )
     assert comparison.difference == pytest.approx(0.25 * 0.5 + 0.75 * 0.5)
-    assert (comparison.n, comparison.groups, comparison.discordant) == (5, 5, pytest.approx(0.6))
+    assert (comparison.n, comparison.groups) == (5, 5)
+    assert comparison.discordant == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("number", [1, 1000, 1001, 20_000])

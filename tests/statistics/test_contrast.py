@@ -12,6 +12,7 @@ from scipy import stats
 from souping.comparison.pooled import task_weights
 from souping.comparison.several import best_models, flips_of, joint_tests
 from souping.core.types import UserError
+from souping.logs.match import MatchedMetric
 from souping.logs.records import Group
 from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
 from souping.statistics.joint import JointFlips
@@ -29,7 +30,7 @@ GROUPS = (
 )
 
 
-def sizes(**items: int) -> list[object]:
+def sizes(**items: int) -> list[MatchedMetric]:
     return [metric(name, {"x": np.ones(n), "y": np.zeros(n)}) for name, n in items.items()]
 
 
@@ -163,6 +164,7 @@ def test_variance_of_recipes_is_that_of_items_plus_that_of_runs() -> None:
     )
     parts = split_variance(found, "a", "b")
     assert parts.runs == pytest.approx(2 * 0.3**2 / 200, rel=0.25)
+    assert parts.runs is not None
     assert parts.total == pytest.approx(parts.items + parts.runs, rel=1e-6)
     few = pooled(metric("t", {"a": (items + noise)[:2], "b": (items + noise)[2:4]}, is_mean=False))
     assert split_variance(few, "a", "b").total >= split_variance(few, "a", "b").items
@@ -254,9 +256,9 @@ def test_limits_are_the_same_without_a_p_value(items: int, graded: bool, tests: 
         if not graded:
             scores = {name: (values < rate).astype(float) for name, values in scores.items()}
         tables.append(metric(task, scores))
-    for scores in (pooled(*tables), pooled(tables[0])):
-        with_p = contrast(scores, "a", "b", Level(tests=tests))
-        without = contrast(scores, "a", "b", Level(tests=tests), tested=False)
+    for table in (pooled(*tables), pooled(tables[0])):
+        with_p = contrast(table, "a", "b", Level(tests=tests))
+        without = contrast(table, "a", "b", Level(tests=tests), tested=False)
         assert np.isnan(without.p_alone)
         assert replace(without, p_alone=with_p.p_alone) == with_p
 
@@ -299,11 +301,12 @@ def test_of_a_third_model_runs_count_as_they_were_counted_whatever_the_first_mig
     """a and b have one run each, so the variance between runs is that of c, at every corner of a's missing answers."""
     rng = np.random.default_rng(16)
     gone = np.arange(120) < 12
-    runs = (rng.random((3, 1, 120)) < 0.6) * 1.0
+    runs = (rng.random((3, 1, 120)) < 0.6).astype(float)
     lost = rng.random((3, 1, 120)) < np.array([0.0, 0.1, 0.3])[:, None, None]
     runs[lost] = 0.0
-    right = {"a": rng.random(120) < 0.6, "b": rng.random(120) < 0.6, "c": runs}
-    right["a"] &= ~gone
+    right_a = (rng.random(120) < 0.6) & ~gone
+    right_b = rng.random(120) < 0.6
+    right = {"a": right_a, "b": right_b, "c": runs}
     scores = pooled(metric("t", right, missing={"a": gone, "c": lost}))
     between = runs.mean(axis=(1, 2)).var(ddof=1)
     corners = scores.corners("a", "b")

@@ -50,12 +50,8 @@ def test_rate_of_single_items_is_wilson(right: int, wrong: int) -> None:
     assert (interval.estimate.low, interval.estimate.high) == pytest.approx(
         (expected.low, expected.high), abs=1e-12
     )
-    assert (interval.estimate.value, interval.n, interval.groups, interval.effective_n) == (
-        pytest.approx(right / n),
-        n,
-        n,
-        n,
-    )
+    assert interval.estimate.value == pytest.approx(right / n)
+    assert (interval.n, interval.groups, interval.effective_n) == (n, n, n)
     assert interval.estimate.high > interval.estimate.low
 
 
@@ -73,11 +69,8 @@ def test_copies_of_items_count_once() -> None:
 def test_all_right_counts_groups() -> None:
     interval = category_rate(np.ones(100), np.arange(100) // 5)
     expected = stats.binomtest(20, 20).proportion_ci(method="wilson")
-    assert (interval.estimate.low, interval.estimate.high, interval.effective_n) == (
-        pytest.approx(expected.low),
-        1.0,
-        20,
-    )
+    assert interval.estimate.low == pytest.approx(expected.low)
+    assert (interval.estimate.high, interval.effective_n) == (1.0, 20)
 
 
 def test_graded_rate_is_students_t() -> None:
@@ -129,10 +122,8 @@ def test_categories_of_two_items_have_nearly_the_normal_limits() -> None:
 
 def test_all_right_everywhere_has_jeffreys_limit() -> None:
     interval = interval_of(np.ones(50), np.zeros(50, dtype=int), np.arange(50), np.ones(1))
-    assert (interval.estimate.low, interval.estimate.high) == (
-        pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5)),
-        1.0,
-    )
+    assert interval.estimate.low == pytest.approx(stats.beta.ppf(0.025, 50.5, 0.5))
+    assert interval.estimate.high == 1.0
 
 
 def test_one_perfect_category_does_not_hide_the_others_doubt() -> None:
@@ -274,10 +265,11 @@ def test_graded_scores_have_students_limits_over_groups(tail: float) -> None:
     margin = stats.t.isf(tail, 5) * error
     limits = category_limits(scores, tail)
     assert limits == pytest.approx((max(0.0, mean - margin), min(1.0, mean + margin)))
-    found = rate(scores)
-    assert (found.estimate.value, found.n, found.groups) == (pytest.approx(mean), 14, 6)
+    interval = rate(scores)
+    assert interval.estimate.value == pytest.approx(mean)
+    assert (interval.n, interval.groups) == (14, 6)
     independent = scores.values.var(ddof=1) / 14
-    assert found.effective_n == pytest.approx(14 * min(1.0, independent / error**2))
+    assert interval.effective_n == pytest.approx(14 * min(1.0, independent / error**2))
 
 
 def test_right_or_wrong_groups_have_wilsons_limits_of_the_effective_items() -> None:

@@ -84,7 +84,7 @@ def test_of_a_candidate_that_is_ahead_only_what_chance_does_not_explain_is_belie
 def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() -> None:
     """With runs, the root of `detectable` over the number of items; the part of runs has an end."""
     rng = np.random.default_rng(4)
-    right = {name: (rng.random((4, 300)) < 0.6) * 1.0 for name in "ab"}
+    right = {name: (rng.random((4, 300)) < 0.6).astype(float) for name in "ab"}
     table = ScoreTable.complete(one_category(np.arange(300)), right)
     comparison = contrast(table, "a", "b")
     power = RunPower(comparison=comparison, scores=table)
@@ -239,7 +239,7 @@ def test_items_for_a_margin_solve_the_quadratic(step: float, margin: float) -> N
         one_category(np.arange(400)), {name: rng.random(400) for name in "ab"}
     )
     comparison = replace(contrast(table, "a", "b"), step=step)
-    half = (comparison.high - comparison.low) / 2
+    half = max(comparison.high - comparison.difference, comparison.difference - comparison.low)
     z = stats.norm.ppf(0.975)
     width = half * (z + stats.norm.ppf(0.8)) / z
     assert detectable(comparison) == pytest.approx(width + step)

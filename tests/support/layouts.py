@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from souping.core.types import JsonObject
+
 Array = NDArray[np.float32]
-SIZES = {
+Shape = tuple[int, ...]
+SIZES: JsonObject = {
     "model_type": "llama", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
     "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 5,
 }  # fmt: skip
-MOE = {"num_experts": 3, "moe_intermediate_size": 6}
+MOE: JsonObject = {"num_experts": 3, "moe_intermediate_size": 6}
 LAYER = "model.layers.0."
 
 
@@ -31,12 +33,12 @@ def transposed_experts(arrays: Mapping[str, Array], part: str) -> Array:
 
 
 Made = Callable[[Mapping[str, Array]], Mapping[str, Array]]
-TITAN = {"tok_embeddings.weight": (5, 8)}
+TITAN: dict[str, Shape] = {"tok_embeddings.weight": (5, 8)}
 QKV = "layers.0.attention.qkv_linear.wqkv.weight"
-EMBEDDED = {"model.embed_tokens.weight": (5, 8)}
+EMBEDDED: dict[str, Shape] = {"model.embed_tokens.weight": (5, 8)}
 EXPERTS = f"{LAYER}mlp.experts."
 SPLIT = f"{LAYER}feed_forward.experts."
-LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], Made]] = {
+LAYOUTS: dict[str, tuple[JsonObject, dict[str, Shape], Made]] = {
     "torchtitan 0.2": (
         {},
         {**TITAN, "layers.0.attention.wk.weight": (8, 8), "output.weight": (5, 8)},
@@ -139,13 +141,13 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], Made]] = {
         },
     ),
 }
-PLAIN = {
+PLAIN: dict[str, Shape] = {
     "model.embed_tokens.weight": (5, 8),
     "model.layers.0.mlp.down_proj.weight": (8, 6),
     "model.norm.weight": (8,),
     "lm_head.weight": (5, 8),
 }
-MEGATRON = {
+MEGATRON: dict[str, Shape] = {
     "embedding.word_embeddings.weight": (8, 8),
     "decoder.layers.mlp.linear_fc1.weight": (1, 12, 8),
     "decoder.layers.self_attention.linear_proj.weight": (1, 8, 16),

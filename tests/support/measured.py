@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from souping.analysis.trajectory import CheckpointScores, describe
-from souping.checkpoints.pool import Trajectory
-from souping.checkpoints.trajectory import Member, TrainingRun
+from souping.checkpoints.trajectory import Member, TrainingRun, Trajectory
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
 from souping.core.unit import BITS_PER_BYTE

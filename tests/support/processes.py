@@ -59,10 +59,12 @@ def rows_in(store: Path) -> int:
 
 
 def killed_at(rows: int, words: Sequence[str], folder: Path) -> int:
-    line = [sys.executable, "-m", "souping", *words]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     victim = subprocess.Popen(
-        line, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, **quiet
+        [sys.executable, "-m", "souping", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     store = folder / "outputs/store.sqlite"
     while victim.poll() is None and rows_in(store) < rows:

@@ -24,7 +24,7 @@ from souping.answers.claims import evaluator_digest
 from souping.core.protocols import Evaluator, evaluator_fingerprint
 from souping.core.types import Item
 from souping.evaluate.benchmark import make_splits
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 from tests.conftest import ROOT
 from tests.support.composition import unchecked
 

@@ -22,14 +22,9 @@ from souping.evaluate.bfcl import (
     Environment,
     find_environment,
 )
-from souping.evaluate.bfcl.bfcl_benchmark import (
-    FILE_ITEMS,
-    MULTI_TURN,
-    SINGLE_TURN,
-    Bfcl,
-    BfclBenchmark,
-)
-from tests.support.bfcl import UNMET, right_answer, score, wrong_answers
+from souping.evaluate.bfcl.bfcl_benchmark import Bfcl, BfclBenchmark
+from souping.logs.bfcl_items import FILE_ITEMS, MULTI_TURN, SINGLE_TURN
+from tests.support.bfcl import UNMET, answer_key, right_answer, score, wrong_answers
 from tests.support.evaluators import bfcl_place
 
 
@@ -53,7 +48,7 @@ def test_items_over_one_function_document_share_a_group(
 ) -> None:
     groups: dict[str, set[str]] = {}
     for item in items:
-        for doc in item.answer["functions"]:
+        for doc in answer_key(item)["functions"]:
             groups.setdefault(json.dumps(doc, sort_keys=True), set()).add(item.group)
     assert {len(found) for found in groups.values()} == {1}
     assert len({item.group for item in items}) > 1500  # and no more than that holds them together
@@ -109,7 +104,7 @@ def test_planted_errors_are_wrong(bfcl: Environment, items: Sequence[Item], tmp_
 def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path) -> None:
     item = BfclBenchmark(data=bfcl.data, categories=("simple_python",)).items()[0]
     python = right_answer(item)
-    ((name, allowed),) = item.answer["calls"][0].items()
+    ((name, allowed),) = answer_key(item)["calls"][0].items()
     arguments = {key: values[0] for key, values in allowed.items() if values[0] != ""}
     xlam = json.dumps([{"name": name, "arguments": arguments}])
     wants = {
@@ -127,15 +122,15 @@ def test_handlers_read_what_their_models_write(bfcl: Environment, tmp_path: Path
 @pytest.mark.slow
 def test_turns_are_checked_by_running_their_calls(bfcl: Environment, tmp_path: Path) -> None:
     items = first_items(BfclBenchmark(data=bfcl.data, categories=MULTI_TURN).items(), 12)
-    named = [item for item in items if all(map(_named, chain(*item.answer["turns"])))]
-    assert len({item.category for item in named if item.answer["turns"][-1]}) == 4
+    named = [item for item in items if all(map(_named, chain(*answer_key(item)["turns"])))]
+    assert len({item.category for item in named if answer_key(item)["turns"][-1]}) == 4
     right = {}
     for item in named:
-        right[item.id] = [[f"[{', '.join(turn)}]"] for turn in item.answer["turns"]]
+        right[item.id] = [[f"[{', '.join(turn)}]"] for turn in answer_key(item)["turns"]]
     for silent in (False, True):
         said = {name: [*turns[:-1], ["[]"]] if silent else turns for name, turns in right.items()}
         found = score(bfcl, tmp_path / str(silent), named, said)
-        wanted = [float(not silent or not item.answer["turns"][-1]) for item in named]
+        wanted = [float(not silent or not answer_key(item)["turns"][-1]) for item in named]
         assert [record.score for record in found] == wanted
 
 

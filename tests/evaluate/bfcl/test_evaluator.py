@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from tests.conftest import Cli, recipe
 from tests.support.bfcl import prompt, shortest
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
+from tests.support.models import HeldModel
 
 SERVER = TransformersServer(args={"device": "cpu"}, dtype="float32")
 MODEL = Path(demo.path("tuned_python"))
@@ -40,8 +40,8 @@ served = pytest.mark.skipif(
 )
 
 
-def table(folder: Path) -> Any:
-    return SimpleNamespace(soup="", eos_token_ids=(), folder=folder)
+def table(folder: Path) -> HeldModel:
+    return HeldModel(folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +142,11 @@ def greedy(item: Item, tokens: int) -> tuple[str, str]:
     """What the model writes after the item's prompt by transformers itself, and how it ends."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
-    out = load_module(MODEL, ModuleSettings()).generate(
-        **inputs, do_sample=False, max_new_tokens=tokens
-    )
+    model: Any = load_module(MODEL, ModuleSettings())
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     written = out[0, inputs["input_ids"].shape[1] :].tolist()
-    return tokenizer.decode(written, skip_special_tokens=True), "truncated" if len(
-        written
-    ) >= tokens else "finished"
+    outcome = "truncated" if len(written) >= tokens else "finished"
+    return str(tokenizer.decode(written, skip_special_tokens=True)), outcome
 
 
 def test_a_dead_server_stops_the_run(bfcl: Environment) -> None:

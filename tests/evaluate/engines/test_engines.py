@@ -195,11 +195,12 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def start(folder: Path, settings: dict[str, Any]) -> Sink:
         found.arguments.append(settings)
-        found.all.append(Sink(folder, found.fails, found.no_chunks))
-        found.all[-1].lost = found.lost
-        found.all[-1].in_place = found.in_place
-        found.all[-1].lost_in_chunks = found.lost_in_chunks
-        return found.all[-1]
+        sink = Sink(folder, found.fails, found.no_chunks)
+        sink.lost = found.lost
+        sink.in_place = found.in_place
+        sink.lost_in_chunks = found.lost_in_chunks
+        found.all.append(sink)
+        return sink
 
     monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
     return found

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Recipe, Request, UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from tests.support import lm_eval_tasks
+from tests.support.models import HeldModel, own_items
 
 lm_eval = pytest.importorskip("lm_eval")
 TASKS = ["pick", "shots", "write", "translate", "roll"]
@@ -92,9 +92,9 @@ def counted(evaluator: HarnessEvaluator, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 def test_records_are_those_of_the_model_and_it_is_not_asked(
-    evaluator: HarnessEvaluator, served: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    evaluator: HarnessEvaluator, served: HeldModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = evaluator.prompts.benchmark.items()
+    items = own_items(evaluator)
     live = evaluator.evaluate(served, items)
     asked = counted(evaluator, monkeypatch)
     worker = EvaluatorWorker({"": (evaluator, lambda recipe: served)})
@@ -124,7 +124,7 @@ def test_records_are_those_of_the_model_and_it_is_not_asked(
 )
 def test_other_documents_and_prompts_are_evaluated(
     evaluator: HarnessEvaluator,
-    served: SimpleNamespace,
+    served: HeldModel,
     logged: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ def test_other_documents_and_prompts_are_evaluated(
             sample[key] = value
 
     changed = replace(evaluator, logs={"ant": str(rewrite(logged, tmp_path, change))})
-    items = [item for item in changed.prompts.benchmark.items() if item.id.startswith(task)]
+    items = [item for item in own_items(changed) if item.id.startswith(task)]
     asked = counted(changed, monkeypatch)
     changed.for_recipe(ANT).evaluate(served, items)
     assert set(asked) == {f"{task}/2"}

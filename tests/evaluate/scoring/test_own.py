@@ -241,6 +241,21 @@ def test_a_busy_endpoint_is_retried(
     assert len(endpoint.requests) == asked
 
 
+@pytest.mark.parametrize(
+    "status", [400, 403, 404, 408, 409, 410, 424, 425, 429, 500, 501, 502, 503, 504, 505]
+)
+def test_what_may_pass_by_itself_is_asked_again(endpoint: FakeServer, status: int) -> None:
+    """Time-outs, conflicts, too many requests and faults of the server or its gateway."""
+    endpoint.answer = graded_by(failures=[status])
+    passing = status in (408, 409, 425, 429, 500, 502, 503, 504)
+    if passing:
+        assert judge(endpoint, retries=1)(QUESTION, "right") == 1.0
+    else:
+        with pytest.raises(UserError, match=f"HTTP {status}"):
+            judge(endpoint, retries=1)(QUESTION, "right")
+    assert len(endpoint.requests) == 1 + passing
+
+
 def test_the_fingerprint_is_the_judge_and_its_prompt(endpoint: FakeServer) -> None:
     own = judge(endpoint)
     assert own.fingerprint == judge(endpoint, retries=9, threads=2, timeout=1.0).fingerprint

@@ -74,8 +74,11 @@ def test_the_soup_is_the_weighted_sum_of_products(data: st.DataObject, base: Pat
         folders = {}
         for seed, (who, module) in enumerate({"a": Q1, "b": UP1}.items()):
             shape = {Q0: data.draw(ranks), module: data.draw(ranks)}
-            extra = {"lora_alpha": data.draw(alphas), "use_rslora": data.draw(st.booleans())}
-            folders[who] = save_adapter(Path(name) / who, base, shape, seed, **extra)
+            alpha = data.draw(alphas)
+            rslora = data.draw(st.booleans())
+            folders[who] = save_adapter(
+                Path(name) / who, base, shape, seed, lora_alpha=alpha, use_rslora=rslora
+            )
         soup = write(opened(folders), weights, Path(name) / "soup")
         config = json.loads((soup / "adapter_config.json").read_text())
         found = deltas(soup, dict.fromkeys((Q0, Q1, UP1), config["lora_alpha"]))

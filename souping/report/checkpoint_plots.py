@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from souping.core.types import FloatArray
+from souping.report.checkpoint_sections import SIDES, WINDOW_NAMES
 from souping.report.content import LookDifference, Report
 from souping.report.format import ROW_KINDS, count
 from souping.report.plots import COLOURS, FAINT, INK, Drawing, canvas
-from souping.report.trajectory_sections import SIDES, WINDOW_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def _column(values: Iterable[float | None], factor: float = 1.0) -> FloatArray:
     return factor * np.array([np.nan if value is None else value for value in values])
 
 
-def trajectory(report: Report) -> Drawing | None:
+def checkpoint_scores(report: Report) -> Drawing | None:
     """Scores, learning rates and weights in the average of the checkpoints over training steps; None if fewer than
     two."""
     from matplotlib.figure import Figure

@@ -28,7 +28,7 @@ SIDES = {"last": "minus the last checkpoint", "checkpoints_mean": "minus the mea
 """{field of a `WindowRow`: title of its difference}"""
 
 
-def trajectory_sections(report: Report) -> tuple[Section, ...]:
+def of_checkpoints(report: Report) -> tuple[Section, ...]:
     """The sections on a training run; empty if the candidates are not checkpoints of one."""
     result = report.trajectory
     if result is None or not result.checkpoints:

@@ -12,11 +12,11 @@ from souping.analysis.trajectory import CheckpointScores
 from souping.core.reading import read, to_json
 from souping.core.scores import Mean
 from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.report.checkpoint_sections import of_checkpoints
 from souping.report.content import Report
-from souping.report.render import markdown, page
+from souping.report.report_page import markdown, page
 from souping.report.run_files import draw
 from souping.report.sections import headline
-from souping.report.trajectory_sections import trajectory_sections
 from souping.search.windows import windows
 from tests.support.flips import compare
 from tests.support.measured import ITEMS, SIZE, TABLE, measured, scored
@@ -38,10 +38,10 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     assert all(one.png() for one in pictures if one.name in ("trajectory", "windows"))
     text = markdown(content, trials)
     html = page(content, trials, pictures)
-    for section in trajectory_sections(content):
+    for section in of_checkpoints(content):
         assert f"plots/{section.picture}.png" in text
         assert section.title in html
-    (rows,) = trajectory_sections(content)[0].grids
+    (rows,) = of_checkpoints(content)[0].grids
     assert [row[0].text for row in rows.rows] == [
         "last checkpoint",
         "best candidate",
@@ -53,7 +53,7 @@ def test_the_page_shows_the_run(rates: bool) -> None:
     (line,) = [line for line in text.splitlines() if "minus the trainer's own, ema" in line]
     assert "+0.2000" in line
     assert line.endswith(": worse.")
-    (table,) = trajectory_sections(content)[1].folded[0].grids
+    (table,) = of_checkpoints(content)[1].folded[0].grids
     assert len(table.rows) == len(windows(SIZE)) - 1
     assert ("learning rates are not known" in text) is not rates
 
@@ -79,7 +79,7 @@ def test_the_headline_of_a_training_run_says_what_the_soup_gained_over_the_last_
 
 
 def test_other_candidates_have_no_such_section() -> None:
-    assert trajectory_sections(read(Report, sample()[0])) == ()
+    assert of_checkpoints(read(Report, sample()[0])) == ()
 
 
 def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
@@ -88,7 +88,11 @@ def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
     assert steps["uniform", 2] == 100
     assert steps["ema", SIZE] == 100 * (SIZE - 1)
     for window in windows:
-        assert window.last.low <= window.last.difference <= window.last.high
+        last = window.last
+        assert last.difference is not None
+        assert last.low is not None
+        assert last.high is not None
+        assert last.low <= last.difference <= last.high
 
 
 def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
@@ -144,8 +148,8 @@ def test_missing_answers_of_the_last_checkpoint_bound_what_an_average_gained() -
     """As counted the average gained 10 points, which are those that the last checkpoint never gave."""
     right = np.arange(ITEMS) < 60
     missing = (np.arange(ITEMS) >= 52) & (np.arange(ITEMS) < 60)
-    average = scored(right * 1.0)
-    last = replace(scored((right & ~missing) * 1.0), unanswered=missing * 1.0)
+    average = scored(right.astype(float))
+    last = replace(scored((right & ~missing).astype(float)), unanswered=missing.astype(float))
     difference = CheckpointScores.of(POINTS, [last], Mean()).versus_last(average)
     assert difference.difference == pytest.approx(0.1)
     assert difference.low <= 0
