@@ -34,6 +34,7 @@ from souping.core.reading import to_json
 from souping.core.text import first_line, shown
 from souping.core.types import EMA_KEY, Candidate, JsonObject, UserError, Weights
 from souping.search.windows import shuffled
+from souping.statistics.levels import Level
 
 TRAINERS_OWN = [trainer.average for trainer in TRAINERS if trainer.average]
 BESIDE = re.compile(
@@ -161,7 +162,7 @@ class TrajectoryPool(CandidateSource):
             CheckpointScores.of(soup.unit, on_test, soup.objective),
             soup.soup,
             list(zip(replicates[::2], replicates[1::2], strict=True)),
-            soup.look,
+            Level(soup.look),
         )
         table = to_json(result)
         assert isinstance(table, dict)

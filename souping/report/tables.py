@@ -40,7 +40,6 @@ from souping.report.format import (
     share,
     verdict_word,
 )
-from souping.statistics.levels import over_looks
 
 
 def categories(report: Report) -> list[str]:
@@ -182,7 +181,7 @@ def comparisons(report: Report) -> TableGrid:
     """One line per other model: the soup's paired difference to it, with interval and p-values."""
     pairs = compared(report)
     interval = f"{confidence_of([pair for _, pair in pairs])} interval"
-    looks = (report.verdict.look if report.verdict else None) or 1
+    looks = look_of(report)
     p_heading = "p"
     if looks > 1:
         p_heading = f"p (look {count(looks)})"
@@ -257,7 +256,7 @@ def loss_table(report: Report, pairs: Sequence[CategoryDifference]) -> TableGrid
             count(pair.n),
             unit.score(pair.difference, sign=True),
             whiskers(unit, pair),
-            p_value(None if pair.p_value is None else over_looks(pair.p_value, look_of(report))),
+            p_value(pair.p_at(look_of(report))),
             unit.score(pair.least),
             verdict_word(pair.verdict),
         )
