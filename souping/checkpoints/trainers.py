@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from souping.core.fields import component
-from souping.core.installed import Part
+from souping.core.installed import NamedPart
 from souping.core.types import Names
 
 TRAINER_STATE = "trainer_state.json"
@@ -19,7 +19,7 @@ HUGGING_FACE = "hugging_face"
 
 
 @component
-class Trainer(Part):
+class Trainer(NamedPart):
     """Layout of a trainer's checkpoints.
 
     `folders` is how the name of a checkpoint's folder may begin; the step comes behind it. `weights` are the places in

@@ -43,11 +43,11 @@ def _folders() -> tuple[list[tuple[str, Path]], list[str]]:
     """((package, its folder of groups) by the entry points `souping.conf`, a line on each that names no folder)."""
     from importlib.util import find_spec
 
-    from souping.core.installed import broken, entries
+    from souping.core.installed import broken_entry, entry_points
 
     found = []
     faults = []
-    for package, entry in entries():
+    for package, entry in entry_points():
         if entry.group != "souping.conf":
             continue
         root, *below = entry.value.split(".")
@@ -59,7 +59,7 @@ def _folders() -> tuple[list[tuple[str, Path]], list[str]]:
         folders = [Path(place, *below) for place in places]
         searched = next(filter(Path.is_dir, folders), None)
         if searched is None:
-            faults.append(str(broken(package, entry, "there is no such folder of choices")))
+            faults.append(str(broken_entry(package, entry, "there is no such folder of choices")))
         else:
             found.append((package, searched))
     return found, faults

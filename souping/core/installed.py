@@ -22,7 +22,7 @@ PREFIX = "souping."
 
 
 @frozen
-class Part:
+class NamedPart:
     """A part with a name of its own, and the installed package that brings it; empty: souping."""
 
     name: str
@@ -34,11 +34,11 @@ class Part:
         return f"pip uninstall {self.package}" if self.package else ""
 
 
-PartT = TypeVar("PartT", bound=Part)
+PartT = TypeVar("PartT", bound=NamedPart)
 
 
 @cache
-def entries() -> tuple[tuple[str, EntryPoint], ...]:
+def entry_points() -> tuple[tuple[str, EntryPoint], ...]:
     """(package, entry point of souping's), by package. Nothing of a package is imported."""
     from importlib.metadata import distributions
 
@@ -58,13 +58,13 @@ def entries() -> tuple[tuple[str, EntryPoint], ...]:
 def remedy_for(module: str) -> str:
     """How to remove the package that brings parts in a module; empty if none does."""
     root = module.partition(".")[0]
-    for package, entry in entries():
+    for package, entry in entry_points():
         if entry.value.partition(".")[0].partition(":")[0] == root:
             return f"pip uninstall {package}"
     return ""
 
 
-def broken(package: str, entry: EntryPoint, why: str) -> UserError:
+def broken_entry(package: str, entry: EntryPoint, why: str) -> UserError:
     """The error of an entry point that brings nothing."""
     what = f"{entry.group} of the package {package}: {entry.name} = {entry.value}: {why}"
     return UserError(what, fix=f"pip uninstall {package}")
@@ -82,7 +82,7 @@ def installed_parts(
     or whose name is not its own, is left out with a warning: it is in the way of nothing else.
     """
     parts: list[tuple[EntryPoint, PartT]] = []
-    for package, entry in entries():
+    for package, entry in entry_points():
         if entry.group != group:
             continue
         # A module may do anything while it is imported.
@@ -94,10 +94,12 @@ def installed_parts(
                 check(part)
             parts.append((entry, replace(part, package=package)))
         except (Exception, SystemExit) as error:
-            log.warning(str(broken(package, entry, f"{type(error).__name__}: {first_line(error)}")))
+            log.warning(
+                str(broken_entry(package, entry, f"{type(error).__name__}: {first_line(error)}"))
+            )
     count = Counter([*known, *(part.name for _, part in parts)])
     for entry, part in parts:
         if count[part.name] > 1:
             owner = "souping" if part.name in known else "another package"
-            log.warning(str(broken(part.package, entry, f"{owner} has a {part.name} too")))
+            log.warning(str(broken_entry(part.package, entry, f"{owner} has a {part.name} too")))
     return tuple(part for _, part in parts if count[part.name] == 1)

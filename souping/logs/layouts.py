@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.core.fields import component
-from souping.core.installed import Part, installed_parts
+from souping.core.installed import NamedPart, installed_parts
 from souping.core.text import first_line, listed, nearest
 from souping.core.types import Names, UserError
 from souping.logs.records import LogRow
@@ -29,7 +29,7 @@ Columns = dict[str, Any]
 
 
 @component
-class LogLayout(Part):
+class LogLayout(NamedPart):
     """How a tool writes the answers to its items, one per row.
 
     Its tables are known by `keys`, which every row has, and `columns` gives a row this package's columns. If it does

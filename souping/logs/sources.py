@@ -32,7 +32,7 @@ LOG_KINDS = (
     "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "
     "or CSV, JSONL or parquet with item, category, score"
 )
-Reader = Callable[[Path, str, str], Log]
+HarnessReader = Callable[[Path, str, str], Log]
 """reader(path, name of one of several models, field of the groups) of what a harness wrote"""
 LOG_SUFFIXES = (".csv", ".jsonl", ".parquet", ".json", ".eval")
 
@@ -177,7 +177,7 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
     return (_read_harness(reader, path, options),)
 
 
-def _reader(path: Path, name: str) -> Reader | None:
+def _reader(path: Path, name: str) -> HarnessReader | None:
     """The reader of what a known harness wrote at a path, for the model `name` if it has several; else None."""
     if (path / "report.json").is_file():
         return read_run
@@ -193,7 +193,7 @@ def _reader(path: Path, name: str) -> Reader | None:
     return None
 
 
-def _read_harness(reader: Reader, path: Path, options: TableOptions) -> Log:
+def _read_harness(reader: HarnessReader, path: Path, options: TableOptions) -> Log:
     """The log that a harness wrote. It is split by category if the options name a field of the category.
 
     Raises:
