@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed.checkpoint as checkpoint
+from safetensors.torch import load_file
 
 import souping as library
 from souping.checkpoints import layouts as rules
@@ -20,7 +23,7 @@ from souping.cli.finished import code_in
 from souping.core import installed
 from souping.core.types import UserError
 from souping.logs import layouts as logs
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 from tests.support.installed import CHOICE, install
 
 CACHES = (
@@ -115,10 +118,8 @@ def lab_checkpoints(folder: Path) -> list[Path]:
     for step in (10, 20):
         state = folder / f"lab-{step}" / "state"
         state.mkdir(parents=True)
-        save_file(
-            {"emb": torch.full((4, 2), float(step))},
-            state / "shard-00000-model-00001-of-00001.safetensors",
-        )
+        tensors = {"emb": torch.full((4, 2), float(step))}
+        checkpoint.save(tensors, storage_writer=checkpoint.FileSystemWriter(state), no_dist=True)
         config = {"model_type": "llama", "hidden_size": 2, "vocab_size": 4}
         (folder / f"lab-{step}" / "config.json").write_text(json.dumps(config))
     return [folder / "lab-10", folder / "lab-20"]
@@ -249,3 +250,18 @@ def test_a_run_of_another_version_is_refused_with_the_command_to_repeat_it(
     # Its recipe is found, and with it the answers of its store.
     shutil.rmtree(run / "again", ignore_errors=True)
     souping("plan", "rebuild", str(run / "soup" / "recipe.json"), f"out={run / 'again'}").ok()
+
+
+def test_the_package_of_the_page_brings_its_parts(site: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"```\w+\n# lab/(\S+)\n(.*?)```", page, flags=re.DOTALL)
+    files = {name.removeprefix("lab/"): text for name, text in blocks}
+    points = tomllib.loads(files["pyproject.toml"])["project"]["entry-points"]
+    entries = {group.removeprefix("souping."): value["lab"] for group, value in points.items()}
+    install(site, "lab", entries, files)
+    for name, scores in {"a": [1, 0, 0, 1], "b": [1, 1, 0, 1]}.items():
+        (tmp_path / f"{name}.lab.json").write_text(json.dumps(dict(enumerate(scores))))
+    paths = {name: str(tmp_path / f"{name}.lab.json") for name in "ab"}
+    assert library.compare(paths).average_row("b").difference == pytest.approx(0.25)
+    assert [trainer.name for trainer in rules.installed_trainers()] == ["lab"]
+    assert [choice.name for choice in choice_files.installed_choices("selector")] == ["lab_median"]
