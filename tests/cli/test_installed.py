@@ -8,6 +8,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from souping.cli.finished import code_in
 from souping.core import installed
 from souping.core.types import UserError
 from souping.logs import layouts as logs
+from souping.testing import check_log_layout, check_trainer
 from tests.conftest import ROOT, Cli
 from tests.support.installed import CHOICE, install
 
@@ -109,6 +111,10 @@ def test_a_table_is_known_by_its_keys(site: Path, tmp_path: Path) -> None:
     for name, right in {"a": [1, 0, 0, 1], "b": [1, 1, 0, 1]}.items():
         lines = [json.dumps({"question": n, "right": score}) for n, score in enumerate(right)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    (layout,) = logs.installed_layouts()
+    check_log_layout(layout, [{"question": 1, "right": 0.5}])
+    with pytest.raises(AssertionError, match="must give a score"):
+        check_log_layout(layout, [{"question": 1, "right": None}])
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in "ab"}
     assert library.compare(paths).average_row("b").difference == pytest.approx(0.25)
 
@@ -136,6 +142,10 @@ def test_checkpoints_of_a_trainer_are_found_and_averaged(
     found = TrajectoryPool(path=str(tmp_path / "run"))
     assert [one.path for one in found.resolve()] == paths
     assert found.trajectory.runs[0].trainer == "lab"
+    (trainer,) = rules.installed_trainers()
+    check_trainer(trainer, tmp_path / "run")
+    with pytest.raises(AssertionError, match="hold no weights"):
+        check_trainer(replace(trainer, weights=()), tmp_path / "run")
     candidates = f"pool.candidates=[{paths[0]},{paths[1]}]"
     souping("merge", candidates, "optimiser=uniform", f"out={tmp_path / 'soup'}").ok()
     library.soup(paths, out=tmp_path / "again")
