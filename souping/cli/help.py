@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 from souping.cli.choice_files import (
     check_choice,

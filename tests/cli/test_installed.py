@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 import souping as library
 from souping.checkpoints import layouts as rules
-from souping.checkpoints.pool import TrajectoryPool
 from souping.cli import choice_files
 from souping.cli.finished import code_in
 from souping.core import installed
 from souping.core.types import UserError
 from souping.logs import layouts as logs
 from souping.testing import check_log_layout, check_trainer
+from souping.trajectory import TrajectoryPool
 from tests.conftest import ROOT, Cli
 from tests.support.installed import CHOICE, install
 
