@@ -15,14 +15,11 @@ import pytest
 import souping
 from souping.analysis.guards import Admission, Guard
 from souping.core.reading import to_json
+from souping.core.scores import Tree
 from souping.core.types import Item, ItemScores, Recipe, Trial, UserError
 from souping.core.unit import POINTS
-from souping.runs.goals import admitted, best_first, check_tokens, failed_elsewhere, guard_names
-from souping.core.scores import Tree
-from souping.core.types import Item, ItemScores, Recipe, Trial
-from souping.core.unit import POINTS
 from souping.plan.counting import PlannedPool
-from souping.runs.goals import admitted, failed_elsewhere, guard_names
+from souping.runs.goals import admitted, best_first, check_tokens, failed_elsewhere, guard_names
 from souping.runs.steps import Stage
 from souping.search.loop import SearchResult, result_of
 from tests.conftest import Cli, make_items, pool_of
