@@ -15,6 +15,7 @@ from pathlib import Path
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.compatibility import has_tokenizer, preflight
 from souping.checkpoints.folder import Like
+from souping.checkpoints.layouts import all_trainers
 from souping.checkpoints.lora import is_adapter, open_model
 from souping.checkpoints.pool import CandidateSource, MeasuredSoup, PoolRow, RowKind
 from souping.checkpoints.sharded import has_average
@@ -187,7 +188,9 @@ class TrajectoryPool(CandidateSource):
 def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
     """({name: path} of the trainer's averages at the last member, a note on each folder that is not one)."""
     last = run.members[-1]
-    folders = {f.name: f for f in folders_in(run.folder) if BESIDE.fullmatch(f.name)}
+    trainer = next(trainer for trainer in all_trainers() if trainer.name == run.trainer)
+    beside = re.compile(f"{BESIDE.pattern}|{trainer.average or '(?!)'}", re.IGNORECASE)
+    folders = {f.name: f for f in folders_in(run.folder) if beside.fullmatch(f.name)}
     for folder in folders_in(last.folder):
         if INSIDE_LAST.fullmatch(folder.name):
             folders[f"{last.name}-{folder.name}"] = folder

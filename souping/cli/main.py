@@ -111,13 +111,14 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
         show(arguments)
         return None
     # All others are composed by Hydra.
+    from souping.cli.choice_files import with_installed
     from souping.cli.job import opened, split_options, start
     from souping.cli.settings_file import with_file
 
     options, words = split_options(arguments)
     if name != "rebuild":
         words = with_file(words)
-    overrides = as_overrides(name, words)
+    overrides = with_installed(as_overrides(name, words))
     if plans:
         overrides.append("action.plan=true")
     # Hydra's own parser needs its options first.

@@ -135,11 +135,16 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     table = load_json(path, dict[str, Any], most_bytes=MOST_RUN_FILE_BYTES)
     if table.get("schema") != SCHEMA:
         provenance = read(Report, table).provenance
-        raise UserError(
-            f"{path}: another version of souping wrote it; repeat the run, whose stored answers are found",
-            fix=clean(provenance.command) if provenance else "",
-        )
+        raise of_another_version(path, provenance.command if provenance else "")
     return read_content(table, results)
+
+
+def of_another_version(path: Path, command: str) -> UserError:
+    """The error of a run's file that another version of souping wrote; `command` made the run, if it is known."""
+    return UserError(
+        f"{path}: another version of souping wrote it; repeat the run, whose stored answers are found",
+        fix=clean(command),
+    )
 
 
 def read_run_config(path: Path) -> RunConfig:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from souping.cli.choice_files import choices, groups
 from souping.cli.commands import COMMANDS, PLANNED, ROOTS, as_overrides, has_parser, root_of
 from souping.cli.config import is_merge
-from souping.cli.help import choices, completed, groups
+from souping.cli.help import completed
 from souping.core.types import UserError
 from tests.conftest import Cli, pool_of
 from tests.support.composition import compose
