@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from souping.checkpoints.layouts import read_rules
-from souping.checkpoints.trainers import Trainer, step_pattern
-from souping.checkpoints.trajectory import folders_in, weight_files
+from souping.checkpoints.trainers import Trainer, folders_in, step_pattern, weight_files
 from souping.core.protocols import (
     Correlation,
     Evaluator,

@@ -19,13 +19,12 @@ from souping.checkpoints.layouts import all_trainers
 from souping.checkpoints.lora import is_adapter, open_model
 from souping.checkpoints.pool import CandidateSource, MeasuredSoup, PoolRow, RowKind
 from souping.checkpoints.sharded import has_average
-from souping.checkpoints.trainers import TRAINERS
+from souping.checkpoints.trainers import TRAINERS, folders_in
 from souping.checkpoints.trajectory import (
     Member,
     TrainingRun,
     Trajectory,
     find_run,
-    folders_in,
     incomplete,
     member_in,
 )

@@ -16,6 +16,9 @@ from souping.core.types import Names
 TRAINER_STATE = "trainer_state.json"
 RULES = Path(__file__).with_name("rules")
 HUGGING_FACE = "hugging_face"
+WEIGHT_FILE = re.compile(
+    r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
+)
 
 
 @component
@@ -91,3 +94,14 @@ def step_pattern(*trainers: Trainer) -> re.Pattern[str]:
     """Names of checkpoints' folders; group 1 is the step."""
     beginnings = chain.from_iterable(trainer.folders for trainer in trainers)
     return re.compile(rf"(?:{'|'.join(beginnings)})(\d+)")
+
+
+def folders_in(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir())
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the weight files in a folder; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name))

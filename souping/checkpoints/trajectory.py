@@ -22,7 +22,9 @@ from souping.checkpoints.trainers import (
     TRAINERS,
     WEIGHT_PLACES,
     Trainer,
+    folders_in,
     step_pattern,
+    weight_files,
 )
 from souping.core.fields import text_of
 from souping.core.files import near_folder
@@ -31,9 +33,6 @@ from souping.core.parsing import read_json
 from souping.core.text import first_line, listed
 from souping.core.types import Candidate, JsonObject, UserError, frozen
 
-WEIGHT_FILE = re.compile(
-    r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
-)
 FALLEN = 0.5
 """Share of the first learning rate below which the rate has fallen."""
 FELL = "averages of decayed checkpoints seldom gain"
@@ -153,17 +152,6 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         best=next((member for member in members if member.name == best), None),
         extent=(members[-1].step, members[0].step) if members else (0, 0),
     )
-
-
-def folders_in(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir())
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the weight files in a folder; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name))
 
 
 def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:

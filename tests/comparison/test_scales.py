@@ -136,7 +136,7 @@ def test_bootstrap_t_of_graded_scores_scales_with_them() -> None:
     a[0] = a[59] = b[59] = 1.0
     one = contrast(ScoreTable.complete(items, {"a": a, "b": b}), "a", "b")
     hundred = contrast(ScoreTable.complete(items, {"a": 100 * a, "b": 100 * b}), "a", "b")
-    assert hundred.p_value == pytest.approx(one.p_value)
+    assert hundred.p_alone == pytest.approx(one.p_alone)
     assert (hundred.low, hundred.high) == pytest.approx((100 * one.low, 100 * one.high))
 
 
