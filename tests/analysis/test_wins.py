@@ -142,6 +142,9 @@ def test_the_histogram_has_a_bar_for_each_number_of_categories() -> None:
     assert all(0.3 < bar.get_width() <= 0.4 for bar in axes.patches)  # two beside each other
     by_chance = [line.get_xdata()[0] for line in axes.lines]
     assert by_chance == pytest.approx([2.0, 1.0])
+    unknown = replace(CATEGORY_WINS, beats_all=replace(CATEGORY_WINS.beats_all, chance=None))
+    lines = unknown.drawings(POINTS)[0].figure.axes[0].lines
+    assert [line.get_xdata()[0] for line in lines] == pytest.approx([2.0, 0.0])
     assert axes.get_xticks().tolist() == [0, 1, 2, 3]
     assert all(float(tick).is_integer() for tick in axes.get_yticks())
     box = axes.get_legend().get_bbox_to_anchor().transformed(axes.transAxes.inverted())

@@ -310,6 +310,10 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     (picked,) = replace(models, look=2).pairs
     assert (first.level.tests, second.level.tests) == (1.0, 1.0)
     assert 2 + 1 < picked.level.tests <= 2 + 10
+    answered = evidence.Pair.of(
+        soup, rows[0], measured, table, 2, evidence.KnownScores(scores=known.scores)
+    )
+    assert picked.level.tests == pytest.approx(answered.level.tests + 2)
     before = second.compare()
     after = picked.compare()
     assert (before.level, after.level) == (second.level, picked.level)

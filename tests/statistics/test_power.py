@@ -170,6 +170,24 @@ def test_the_test_split_has_errors_of_its_own_size() -> None:
     assert assumed.assumed
 
 
+def test_equal_candidates_have_the_variance_of_their_own_answers() -> None:
+    """Two candidates that are right on a half of 8 items, independently: each has 8 / 7 of 1 / 32 over 8 items.
+
+    Scaled to 200 items that is 1 / 700, where 10 % of unlike answers give 1 / 4000 a model.
+    """
+    items = [replace(item, group=item.id) for item in make_items(8, ("x",))]
+    right = {"a": [1, 1, 0, 0, 1, 1, 0, 0], "b": [1, 0, 1, 0, 1, 0, 1, 0]}
+    scores = {
+        name: ItemScores(items=tuple(items), values=np.array(values, float))
+        for name, values in right.items()
+    }
+    known = measured_power(scores, ITEMS, Mean(), 0.01)
+    assumed = power_of(published(2), ITEMS, Mean(), 0.01)
+    assert known is not None
+    assert assumed is not None
+    assert known.gain == pytest.approx(assumed.gain * math.sqrt(4000 / 700))
+
+
 def test_no_power_is_told_where_nothing_varies_or_the_objective_bends() -> None:
     right = ItemScores(items=tuple(ITEMS), values=np.arange(len(ITEMS)) % 2 * 1.0)
     assert measured_power({"a": right}, ITEMS, Mean(), 0.01) is None
