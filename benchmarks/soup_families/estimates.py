@@ -61,8 +61,11 @@ def kinds(view: View) -> dict[str, float]:
     found = {}
     for number, scale in enumerate(SCALES):
         found[f"scale {scale:g}"] = float(scores[number]) - own
-    found["ties"] = float(scores[len(SCALES) : -LAYERED].max()) - own
-    chosen = points(others[-LAYERED:, view.choosing]).argmax()
+    known = points(others[:, view.choosing])
+    found["ties"] = (
+        float(scores[len(SCALES) : -LAYERED][known[len(SCALES) : -LAYERED].argmax()]) - own
+    )
+    chosen = known[-LAYERED:].argmax()
     grid = view.matrix.searched(view.matrix.facts.experts)[:LAYERED]
     like = points(grid[:, view.choosing]).argmax()
     found["layers"] = float(scores[-LAYERED:][chosen] - view.test(grid)[like])
