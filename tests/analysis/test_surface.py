@@ -244,9 +244,9 @@ def test_a_result_has_the_band_of_the_answers() -> None:
         [by_weights.get(tuple(np.round(point, 9).tolist()), unknown) for point in points]
     )
     expected, each = band(points, scores, table.categories, table.coefficients, groups=table.groups)
-    for key in ("difference", "low", "high"):
-        numbers = getattr(expected, key)
-        assert getattr(result.objective, key) == pytest.approx(numbers, abs=1e-6)
+    limits = result.objective
+    for numbers, ends in zip((limits.difference, limits.low, limits.high), expected, strict=True):
+        assert numbers == pytest.approx(ends, abs=1e-6)
     for c, name in enumerate(table.names):
         assert result.categories[name] == pytest.approx(each[c], abs=1e-6)
     assert result.width == pytest.approx((expected.high - expected.low).mean())
