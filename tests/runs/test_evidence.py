@@ -310,9 +310,8 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     (picked,) = replace(models, look=2).pairs
     assert (first.level.tests, second.level.tests) == (1.0, 1.0)
     assert 2 + 1 < picked.level.tests <= 2 + 10
-    answered = evidence.Pair.of(
-        soup, rows[0], measured, table, 2, evidence.KnownScores(scores=known.scores)
-    )
+    without_missing = evidence.KnownScores(scores=known.scores)
+    (answered,) = replace(models, look=2, known=without_missing).pairs
     assert picked.level.tests == pytest.approx(answered.level.tests + 2)
     before = second.compare()
     after = picked.compare()
