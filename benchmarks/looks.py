@@ -180,11 +180,11 @@ def p_above(a: np.ndarray, b: np.ndarray, look: int, items: ItemTable) -> float:
     if a.mean() <= b.mean():
         return 1.0
     scores = ScoreTable.complete(items, {"a": a, "b": b})
-    rough = contrast(scores, "a", "b", draws=999).p_value
+    rough = contrast(scores, "a", "b", draws=999).p_alone
     if look == 1 or rough > 10 / 999:
         return rough * penalty(look)
     fine = contrast(scores, "a", "b", Level(look), draws=99_999)
-    return fine.p_value * penalty(look)
+    return fine.p_alone * penalty(look)
 
 
 World = Callable[[np.random.Generator], bool]

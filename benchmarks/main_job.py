@@ -96,7 +96,7 @@ def paired(adaptive: Path, grid: Path) -> str:
     difference = contrast(scores, "adaptive", "grid")
     return (
         f"{100 * difference.difference:+.2f} points, 95 % interval {100 * difference.low:+.2f} to "
-        f"{100 * difference.high:+.2f}, p = {difference.p_value:.2f}, {difference.n} items"
+        f"{100 * difference.high:+.2f}, p = {difference.p_alone:.2f}, {difference.n} items"
     )
 
 

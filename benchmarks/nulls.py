@@ -621,9 +621,9 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     truth = float(layout.weights @ rates[0])
     difference = case.share * case.gain
     return (
-        one.low <= truth <= one.high,
+        one.estimate.low <= truth <= one.estimate.high,
         low <= difference <= high,
-        category.low <= rates[0, 0] <= category.high,
+        category.estimate.low <= rates[0, 0] <= category.estimate.high,
     )
 
 

@@ -69,7 +69,10 @@ def own_overall(folder: Path, build: str) -> tuple[float, float]:
 def verdicts(folder: Path, runs: Sequence[str], average: str) -> None:
     fixes: list[LogSource] = [f"{folder / name}:{MODEL}" for name in runs]
     for build in BUILDS:
-        logs = {build: [f"{folder / build}:{MODEL}"], "fixes": fixes}
+        logs: dict[str, LogSource | list[LogSource]] = {
+            build: f"{folder / build}:{MODEL}",
+            "fixes": fixes,
+        }
         result = souping.compare(logs, margin=2, average=average)
         row = result.average_row("fixes")
         powers = [row.detectable, row.detectable_one_more_run, row.detectable_twice_items]

@@ -15,16 +15,16 @@ from pathlib import Path
 from souping.analysis.trajectory import CheckpointScores, describe
 from souping.checkpoints.compatibility import has_tokenizer, preflight
 from souping.checkpoints.folder import Like
+from souping.checkpoints.layouts import all_trainers
 from souping.checkpoints.lora import is_adapter, open_model
 from souping.checkpoints.pool import CandidateSource, MeasuredSoup, PoolRow, RowKind
 from souping.checkpoints.sharded import has_average
-from souping.checkpoints.trainers import TRAINERS
+from souping.checkpoints.trainers import TRAINERS, folders_in
 from souping.checkpoints.trajectory import (
     Member,
     TrainingRun,
     Trajectory,
     find_run,
-    folders_in,
     incomplete,
     member_in,
 )
@@ -34,6 +34,7 @@ from souping.core.reading import to_json
 from souping.core.text import first_line, shown
 from souping.core.types import EMA_KEY, Candidate, JsonObject, UserError, Weights
 from souping.search.windows import shuffled
+from souping.statistics.levels import Level
 
 TRAINERS_OWN = [trainer.average for trainer in TRAINERS if trainer.average]
 BESIDE = re.compile(
@@ -161,7 +162,7 @@ class TrajectoryPool(CandidateSource):
             CheckpointScores.of(soup.unit, on_test, soup.objective),
             soup.soup,
             list(zip(replicates[::2], replicates[1::2], strict=True)),
-            soup.look,
+            Level(soup.look),
         )
         table = to_json(result)
         assert isinstance(table, dict)
@@ -186,7 +187,9 @@ class TrajectoryPool(CandidateSource):
 def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
     """({name: path} of the trainer's averages at the last member, a note on each folder that is not one)."""
     last = run.members[-1]
-    folders = {f.name: f for f in folders_in(run.folder) if BESIDE.fullmatch(f.name)}
+    trainer = next(trainer for trainer in all_trainers() if trainer.name == run.trainer)
+    beside = re.compile(f"{BESIDE.pattern}|{trainer.average or '(?!)'}", re.IGNORECASE)
+    folders = {f.name: f for f in folders_in(run.folder) if beside.fullmatch(f.name)}
     for folder in folders_in(last.folder):
         if INSIDE_LAST.fullmatch(folder.name):
             folders[f"{last.name}-{folder.name}"] = folder

@@ -203,6 +203,43 @@ def test_a_planted_use_is_found(line: str) -> None:
     assert uses(planted, "souping.core.json_fields", names)["souping.plan.planner"] == 1
 
 
+def test_p_values_are_corrected_inside_statistics() -> None:
+    """Elsewhere what a look costs is only told in words."""
+    used = uses(package_trees(), "souping.statistics.levels", ("penalty",))
+    assert used.keys() == {"souping.answers.claims", "souping.comparison.looks"}
+
+
+def splats(tree: ast.AST) -> Iterator[int]:
+    """Lines that hand on the fields of a value by `**`, from `vars(x)`, `asdict(x)`, a method, or to `replace`."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        for keyword in node.keywords:
+            value = keyword.value
+            if keyword.arg is not None:
+                continue
+            names = {part.id for part in ast.walk(value) if isinstance(part, ast.Name)}
+            is_method = isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute)
+            is_replaced = isinstance(node.func, ast.Name) and node.func.id == "replace"
+            if is_method or is_replaced or names & {"vars", "asdict"}:
+                yield node.lineno
+
+
+def test_values_travel_by_name_between_statistics_and_report() -> None:
+    """mypy does not see which fields a `**` has."""
+    rooms = ("statistics", "analysis", "report", "runs", "comparison")
+    found = {module for module, tree in package_trees().items() if any(splats(tree))}
+    # An evaluator's settings, of which a class takes its own.
+    assert {module for module in found if room(module) in rooms} == {"souping.runs.steps"}
+
+
+@pytest.mark.parametrize(
+    "line", ["A(**vars(x), b=1)", "A(**x.raw(unit))", "A(**asdict(x))", "replace(x, **y)"]
+)
+def test_a_planted_splat_is_found(line: str) -> None:
+    assert list(splats(ast.parse(line))) == [1]
+
+
 def test_paths_are_expanded_in_one_place() -> None:
     """`Path.expanduser` raises a RuntimeError that nobody expects: `core.files.expanded` names the path and its key."""
     there = {name.rsplit(".", 1)[-1] for name, line in package_lines() if ".expanduser()" in line}

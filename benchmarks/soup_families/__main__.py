@@ -17,10 +17,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.leaderboard_data import Board, bfcl_v1, mmlu_pro, paper_boards
 from benchmarks.soup_families.design import Family, confirmatory, exploratory, larger
 from benchmarks.soup_families.matrices import FOLDER, path_of, save
 from benchmarks.soup_families.preregistration import registered
 from souping.core.types import UserError
+
+LEADERBOARDS = ("mmlu-pro", "bfcl-v1")
 
 
 def train(families: Sequence[Family], folder: Path) -> None:
@@ -51,6 +54,8 @@ def main(words: Sequence[str] | None = None) -> None:
     reporting = commands.add_parser("report")
     reporting.add_argument("--out", type=Path, help="also write the report to this file")
     reporting.add_argument("--date", default=str(datetime.date.today()))
+    for board in LEADERBOARDS:
+        reporting.add_argument(f"--{board}", type=Path, help="as for benchmarks.leaderboards")
     for command in (training, reporting):
         command.add_argument("--folder", type=Path, default=FOLDER)
     args = parser.parse_args(words)
@@ -58,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
         if args.command == "train":
             train(families_of(args.part), args.folder)
         else:
-            show(args.folder, args.date, args.out)
+            show(args.folder, args.date, args.out, leaderboards(args.mmlu_pro, args.bfcl_v1))
     except UserError as error:
         parser.error(str(error))
 
@@ -77,7 +82,17 @@ def families_of(part: str) -> list[Family]:
     return larger(page)
 
 
-def show(folder: Path, date: str, out: Path | None) -> None:
+def leaderboards(mmlu_pro_path: Path | None, bfcl_v1_path: Path | None) -> list[Board]:
+    """The paper's tables, and the leaderboards whose data are here."""
+    boards = paper_boards()
+    if mmlu_pro_path is not None:
+        boards.append(mmlu_pro(mmlu_pro_path)[0])
+    if bfcl_v1_path is not None:
+        boards.append(bfcl_v1(bfcl_v1_path)[0])
+    return boards
+
+
+def show(folder: Path, date: str, out: Path | None, boards: Sequence[Board]) -> None:
     """Print the report.
 
     Raises:
@@ -89,7 +104,7 @@ def show(folder: Path, date: str, out: Path | None) -> None:
     all_rows = rows(folder)
     if not all_rows:
         raise UserError(f"{folder} has no families: train some")
-    text = page(all_rows, date)
+    text = page(all_rows, boards, date)
     print(text, end="")
     if out is not None:
         out.write_text(text, encoding="utf-8")

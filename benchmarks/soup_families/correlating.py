@@ -22,7 +22,8 @@ def low_share(scores: FloatArray) -> float:
     varying = scores[:, np.ptp(scores, axis=0) > 0]
     if varying.shape[1] < 2:
         return 0.0
-    return 100 * len(RULE.low_categories(np.corrcoef(varying.T))) / varying.shape[1]
+    low = RULE.low_categories(pearson(varying).rho)
+    return float(100 * len(low) / varying.shape[1])
 
 
 def permuted_share(scores: FloatArray, seed: int, permutations: int = PERMUTATIONS) -> float:
@@ -48,7 +49,7 @@ def strength(scores: FloatArray) -> float:
     varying = scores[:, np.ptp(scores, axis=0) > 0]
     if varying.shape[1] < 2:
         return 0.0
-    rho = np.corrcoef(varying.T)
+    rho = pearson(varying).rho
     return float(np.abs(rho[np.triu_indices(len(rho), 1)]).mean())
 
 

@@ -61,8 +61,11 @@ def kinds(view: View) -> dict[str, float]:
     found = {}
     for number, scale in enumerate(SCALES):
         found[f"scale {scale:g}"] = float(scores[number]) - own
-    found["ties"] = float(scores[len(SCALES) : -LAYERED].max()) - own
-    chosen = points(others[-LAYERED:, view.choosing]).argmax()
+    known = points(others[:, view.choosing])
+    found["ties"] = (
+        float(scores[len(SCALES) : -LAYERED][known[len(SCALES) : -LAYERED].argmax()]) - own
+    )
+    chosen = known[-LAYERED:].argmax()
     grid = view.matrix.searched(view.matrix.facts.experts)[:LAYERED]
     like = points(grid[:, view.choosing]).argmax()
     found["layers"] = float(scores[-LAYERED:][chosen] - view.test(grid)[like])
@@ -76,24 +79,21 @@ def chosen(view: View, draw: BoolArray) -> dict[str, float]:
     """Scores on the test of what is chosen with the items for selection and those of one search."""
     matrix = view.matrix
     known = view.selecting | draw
-    tunes = points(view.tunes[:, known])
-    order = np.argsort(-tunes, kind="stable").tolist()
     uniform = points(matrix.uniform[:, known])
-    best = view.score(order[:1])
-    found = {
-        "best": best,
-        "router": router(view, known),
-        "oracle": float(view.uniform[:TUNES].max()),
-    }
-    found["greedy"] = view.score(greedy(order, uniform))
-    first = [tuple(sorted(order[: size + 1])) for size in range(TUNES)]
-    found["top 1 to 8"] = view.score(max(first, key=lambda subset: uniform[PLACES[subset]]))
-    own = matrix.points[matrix.facts.experts]
-    place = searched(own, matrix.searched(matrix.facts.experts), view.category, draw)
-    found["default"] = float(view.test(matrix.searched(matrix.facts.experts)[[place]])[0])
+    order = np.argsort(-uniform[:TUNES], kind="stable").tolist()
+    first: list[Subset] = [tuple(sorted(order[: size + 1])) for size in range(TUNES)]
+    size = int(np.argmax([uniform[PLACES[subset]] for subset in first]))
+    own = matrix.searched(matrix.facts.experts)
+    pick = searched(matrix.points[matrix.facts.experts], own, view.category, draw)
     top = matrix.searched(matrix.facts.best)
-    found["best of top"] = float(view.test(top)[points(top[:, draw]).argmax()])
-    return found
+    return {
+        "best": view.score(order[:1]),
+        "router": router(view, known),
+        "greedy": view.score(greedy(order, uniform)),
+        "top 1 to 8": view.score(first[size]),
+        "default": float(view.test(own)[pick]),
+        "best of top": float(view.test(top)[points(top[:, draw]).argmax()]),
+    }
 
 
 def router(view: View, known: BoolArray) -> float:

@@ -55,7 +55,7 @@ class Matrix:
 
     @property
     def base(self) -> BoolArray:
-        return self.answers[0]
+        return np.asarray(self.answers[0])
 
     @property
     def uniform(self) -> BoolArray:

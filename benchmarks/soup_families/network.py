@@ -116,8 +116,9 @@ class Network:
             hidden = normed(x, part["mlp.norm"])
             x = x + torch.relu(hidden @ part["mlp.in"]) @ part["mlp.out"]
         x = normed(x, parameters["norm"])
-        scores = x @ parameters["embedding"].transpose(1, 2) * LOGIT_SCALE
-        return scores.unflatten(1, (items, length - first))
+        scores: Tensor = x @ parameters["embedding"].transpose(1, 2) * LOGIT_SCALE
+        by_item: Tensor = scores.unflatten(1, (items, length - first))
+        return by_item
 
     def _attention(self, part: dict[str, Tensor], x: Tensor, items: int, start: int) -> Tensor:
         """x [M, N T, D] from token `start` on, plus what these tokens attend to [M, N A, D]."""
@@ -134,17 +135,20 @@ class Network:
 
     def _heads(self, x: Tensor, items: int) -> Tensor:
         """[M, N T, D] -> [M N, heads, T, D / heads]"""
-        split = x.unflatten(1, (items, -1)).flatten(0, 1)
-        return split.unflatten(-1, (self.size.heads, -1)).transpose(1, 2)
+        split: Tensor = x.unflatten(1, (items, -1)).flatten(0, 1)
+        heads: Tensor = split.unflatten(-1, (self.size.heads, -1))
+        return heads.transpose(1, 2)
 
 
 def normed(x: Tensor, gain: Tensor) -> Tensor:
     """Root mean square normalisation of x [M, N, D], with gains [M, D]."""
-    return functional.rms_norm(x, x.shape[-1:]) * gain[:, None]
+    unit: Tensor = functional.rms_norm(x, x.shape[-1:])
+    return unit * gain[:, None]
 
 
 def from_token(x: Tensor, items: int, start: int) -> Tensor:
     """[M, N T, D] -> [M, N A, D] without the first tokens."""
     if not start:
         return x
-    return x.unflatten(1, (items, -1))[:, :, start:].flatten(1, 2)
+    by_item: Tensor = x.unflatten(1, (items, -1))
+    return by_item[:, :, start:].flatten(1, 2)

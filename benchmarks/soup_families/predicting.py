@@ -7,6 +7,7 @@ import numpy as np
 from benchmarks.soup_families.choices import means
 from benchmarks.soup_families.design import TUNES
 from benchmarks.soup_families.view import View, points
+from souping.analysis.correlation import pearson
 
 PREDICTORS = (
     "lead of the best candidate",
@@ -36,7 +37,7 @@ def predictors(view: View) -> dict[str, float]:
     tunes = points(view.tunes[:, known])
     by_category = means(view.tunes[:, known], view.category[known])
     ranked = np.sort(tunes)
-    agreement = np.corrcoef(view.tunes[:, known])[np.triu_indices(TUNES, 1)]
+    agreement = pearson(view.tunes[:, known].T.astype(float)).rho[np.triu_indices(TUNES, 1)]
     values = (
         ranked[-1] - ranked[-2],
         ranked[-1],

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.leaderboard_data import Board, paper_boards
+from benchmarks.leaderboard_data import Board
 from benchmarks.soup_families.correlating import low_share, permuted_share
 from benchmarks.soup_families.design import FACTORS
 from benchmarks.soup_families.inference import (
@@ -22,6 +23,7 @@ from benchmarks.soup_families.inference import (
 from benchmarks.soup_families.predicting import PREDICTORS
 from benchmarks.soup_families.study import PARTS, Families, Row, usable
 
+CONFIRMATORY = 32
 MARGIN = 0.5
 SHARE_MARGIN = 10.0
 PRIMARY = {
@@ -51,7 +53,7 @@ NOTES = {
     "scale 0.75": "scale 0.75 - uniform",
     "scale 1.25": "scale 1.25 - uniform",
     "scale 1.5": "scale 1.5 - uniform",
-    "ties": "TIES (density .2 or .5, the better one) - uniform",
+    "ties": "TIES (density 0.2 or 0.5, chosen on the items to choose with) - uniform",
     "layers": "weights by block - weights by model, the best of 12 each",
     "percentile of experts": "percentile of SoCE's K among the subsets of that size",
     "percentile of top": "percentile of the top K among them",
@@ -68,19 +70,21 @@ def p_values(families: Families) -> dict[str, float]:
     }
 
 
-def page(all_rows: Sequence[Row], date: str) -> str:
-    """The whole report."""
+def page(all_rows: Sequence[Row], boards: Sequence[Board], date: str) -> str:
+    """The whole report; of the confirmatory families nothing is shown before there are all."""
     lines = [f"# When a soup helps: families of tiny models, {date}", ""]
     lines += stored(all_rows)
     for part in PARTS:
+        count = sum(row.part == part for row in all_rows)
         families = usable(all_rows, part)
-        if not families.rows:
-            continue
-        lines += ["", f"## {part.capitalize()}: {len(families.rows)} families", ""]
-        lines += primary(families, decides=part == "confirmatory")
-        lines += ["", *gains(families), "", *factors(families), "", *prediction(families)]
-        lines += ["", *before_the_test(families), "", *notes(families)]
-    lines += ["", *leaderboards(paper_boards())]
+        if part == "confirmatory" and 0 < count < CONFIRMATORY:
+            lines += ["", f"{count} of {CONFIRMATORY} confirmatory families: no figures before all"]
+        elif families.rows:
+            lines += ["", f"## {part.capitalize()}: {len(families.rows)} families", ""]
+            lines += primary(families, decides=part == "confirmatory")
+            lines += ["", *gains(families), "", *factors(families), "", *prediction(families)]
+            lines += ["", *before_the_test(families), "", *notes(families)]
+    lines += ["", *leaderboards(boards)]
     return "\n".join(lines) + "\n"
 
 
@@ -99,32 +103,46 @@ def stored(all_rows: Sequence[Row]) -> Iterator[str]:
     yield f"Failed: {', '.join(failed) or 'none'}. All values are points on the 3,000 items for the test."
 
 
-def cells(found: Sample, digits: int = 2) -> str:
+def cells(found: Sample) -> str:
     """Mean and 95 % interval as two cells."""
-    return f"{found.mean:+.{digits}f} | {found.low:+.{digits}f} to {found.high:+.{digits}f}"
+    return f"{found.mean:+.2f} | {interval(found)}"
+
+
+def interval(found: Sample) -> str:
+    """The 95 % interval; one family has none."""
+    if not math.isfinite(found.low):
+        return "no interval"
+    return f"{found.low:+.2f} to {found.high:+.2f}"
 
 
 def primary(families: Families, decides: bool) -> Iterator[str]:
     """The four hypotheses; only the confirmatory families decide."""
     yield "| | hypothesis | mean | 95 % interval | s.d. (pilot) | p | Holm | |"
     yield "|---|---|---|---|---|---|---|---|"
-    raw = p_values(families)
-    adjusted = holm(raw)
+    tests = dict.fromkeys(PRIMARY, " | | ")
+    if decides:
+        tests = verdicts(p_values(families))
     for key, value in PRIMARY.items():
         found = sample(families[value])
-        verdict = ""
-        if decides:
-            verdict = "shown" if adjusted[key] <= ALPHA else "not shown"
-        yield (
-            f"| {key} | {HYPOTHESES[key]} | {cells(found)} | {found.deviation:.2f} ({PILOT_DEVIATIONS[key]:.2f}) "
-            f"| {raw[key]:.4f} | {adjusted[key]:.4f} | {verdict} |"
-        )
+        deviations = f"{found.deviation:.2f} ({PILOT_DEVIATIONS[key]:.2f})"
+        yield f"| {key} | {HYPOTHESES[key]} | {cells(found)} | {deviations} | {tests[key]} |"
     below = families["default - best"] < -MARGIN
     yield ""
     yield (
         f"With (c): the searched soup is more than {MARGIN:g} points below the best candidate in "
         f"{below.sum()} of {len(below)} families. A claim is shown if its p is at most {ALPHA:g} after Holm."
     )
+
+
+def verdicts(raw: Mapping[str, float]) -> dict[str, str]:
+    """Cells of each hypothesis: p, p after Holm, and whether the claim is shown."""
+    found = {}
+    for key, adjusted in holm(raw).items():
+        verdict = "not shown"
+        if adjusted <= ALPHA:
+            verdict = "shown"
+        found[key] = f"{raw[key]:.4f} | {adjusted:.4f} | {verdict}"
+    return found
 
 
 def gains(families: Families) -> Iterator[str]:
@@ -167,7 +185,7 @@ def before_the_test(families: Families) -> Iterator[str]:
         "reported gain": "gain of the paper's procedure as it reports it (250 items)",
         "true gain": "the same soup's gain on the test",
         "reported gain - true gain": "reported minus true",
-        "|rho| of soups - |rho| of tunes": "mean |rho| of two categories: soups minus tunes",
+        "|rho| of soups - |rho| of tunes": "mean absolute correlation of two categories: soups minus tunes",
         "|rho| of soups - |rho| of mixtures": "soups minus mixtures of the ingredients' answers",
     }
     for name, words in table.items():
@@ -178,7 +196,7 @@ def notes(families: Families) -> Iterator[str]:
     """One line each."""
     for name, words in NOTES.items():
         found = sample(families[name])
-        yield f"- {words}: {found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+        yield f"- {words}: {found.mean:+.2f} ({interval(found)})"
     for level, words in ((-1, "five"), (1, "ten")):
         chosen = families.levels[:, list(FACTORS).index("ten")] == level
         if chosen.any():
@@ -188,8 +206,8 @@ def notes(families: Families) -> Iterator[str]:
 
 
 def leaderboards(boards: Sequence[Board]) -> Iterator[str]:
-    """The rule on the paper's tables, beside permuted columns."""
-    yield "## The rule on the paper's tables"
+    """SoCE's rule on leaderboards, beside permuted columns."""
+    yield "## Weakly correlated categories of leaderboards"
     yield ""
     yield "| table | models | categories | weakly correlated | columns permuted |"
     yield "|---|---|---|---|---|"

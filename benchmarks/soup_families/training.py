@@ -85,8 +85,8 @@ def _gradient(network: Network, rows: Tensor, tokens: Tensor, mask: Tensor) -> T
     counts = mask.flatten(1).sum(dim=1)
     weights = (1 / counts).repeat_interleave(counts)
     (gradient,) = torch.autograd.grad((losses * weights).sum(), parameters)
-    norm = gradient.norm(dim=1, keepdim=True)
-    return gradient * (CLIP / norm).clamp(max=1.0)
+    shrink: Tensor = CLIP / gradient.norm(dim=1, keepdim=True)
+    return gradient * shrink.clamp(max=1.0)
 
 
 def _adamw(

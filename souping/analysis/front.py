@@ -27,7 +27,7 @@ from souping.core.types import (
     Weights,
     frozen,
 )
-from souping.core.unit import POINTS, Unit
+from souping.core.unit import POINTS, Estimate, Unit
 from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
@@ -197,8 +197,8 @@ class Front:
             if goal.unit.fractions:
                 band = np.clip(band, 0, 1)
             mean, low, high = band.tolist()
-            table = goal.unit.raw_table({"mean": mean, "low": low, "high": high})
-            goals[goal.name] = GoalBand(**table)
+            mean, low, high = goal.unit.raw_estimate(Estimate(mean, low, high))
+            goals[goal.name] = GoalBand(mean=mean, low=low, high=high)
         return FrontPoint(
             weights=tuple(round(float(share), 9) for share in self.points[n]),
             goals=goals,

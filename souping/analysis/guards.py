@@ -89,17 +89,15 @@ class Guard(Bound):
 
     def result(self, comparison: Comparison) -> GuardCheck:
         """The guard with soup minus reference, as report.json keeps it."""
-        limits = {
-            "difference": comparison.difference,
-            "low": comparison.low,
-            "high": comparison.high,
-        }
+        difference, low, high = self.unit.raw_estimate(comparison.estimate)
         return GuardCheck(
             name=self.name,
             unit=self.unit,
             margin=self.unit.size(self.margin),
-            **self.unit.raw_table(limits),
-            level=comparison.level,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.confidence,
             items=comparison.n,
             groups=comparison.groups,
             outcome=self.outcome(comparison),

@@ -26,7 +26,7 @@ import numpy as np
 from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.core.fields import Bounds, component
 from souping.core.types import FloatArray, Names, Recipe, frozen
-from souping.core.unit import Unit
+from souping.core.unit import Estimate, Unit
 from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
@@ -182,13 +182,13 @@ class _Values:
         """The Shapley value of a player, from what each item adds to it [I], with its interval and its categories."""
         unit = self.run.unit
         table = ItemTable.of(self.everybody.items, self.run.objective)
-        interval = objective_interval(ModelScores(items=table, values=values))
-        limits = {"value": self.objective(values), "low": interval.low, "high": interval.high}
+        _, low, high = objective_interval(ModelScores(items=table, values=values)).estimate
+        value, low, high = unit.raw_estimate(Estimate(self.objective(values), low, high))
         means = {}
         for c, name in enumerate(table.names):
             means[name] = unit.raw(float(values[table.categories == c].mean()))
         names = self.game.in_order(members)
-        return PlayerValue(members=names, **unit.raw_table(limits), categories=means)
+        return PlayerValue(members=names, value=value, low=low, high=high, categories=means)
 
 
 def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:

@@ -17,7 +17,7 @@ from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, 
 from souping.core.fields import component
 from souping.core.text import minus
 from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights, frozen
-from souping.core.unit import Unit
+from souping.core.unit import Estimate, Unit
 from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
@@ -45,39 +45,24 @@ WIDENING = 1.35
 TINY_ERROR = 1e-9
 
 
-@frozen
-class SurfaceBand:
-    """Difference to the first point (inner scores), and its limits, which hold at all points at once."""
+def differences_to_first(mean: FloatArray, cov: FloatArray, most: float) -> Estimate[FloatArray]:
+    """Differences [S] to the first point (inner scores), with limits that hold at all points at once.
 
-    difference: FloatArray  # [S]
-    low: FloatArray  # [S]
-    high: FloatArray  # [S]
+    From the posterior of all points: mean [S], covariance [S, S]. No difference can be larger than `most`.
+    """
+    # Covariance and standard error of the differences to the first point.
+    cov = cov - cov[:, :1] - cov[:1] + cov[0, 0]
+    error = np.sqrt(np.maximum(np.diag(cov), 0))
 
-    @classmethod
-    def of(cls, mean: FloatArray, cov: FloatArray, most: float) -> SurfaceBand:
-        """From the posterior of all points: mean [S], covariance [S, S]. No difference can be larger than `most`."""
-        # Covariance and standard error of the differences to the first point.
-        cov = cov - cov[:, :1] - cov[:1] + cov[0, 0]
-        error = np.sqrt(np.maximum(np.diag(cov), 0))
+    # In 95 % of the draws, |difference| / error is at most this size at all points but the first.
+    sizes = np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], TINY_ERROR)
+    critical = float(np.quantile(np.max(sizes, axis=1), CONFIDENCE))
 
-        # In 95 % of the draws, |difference| / error is at most this size at all points but the first.
-        sizes = np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], TINY_ERROR)
-        critical = float(np.quantile(np.max(sizes, axis=1), CONFIDENCE))
-
-        difference = np.clip(mean - mean[0], -most, most)
-        margin = WIDENING * critical * error
-        return cls(
-            difference=difference,
-            low=np.maximum(difference - margin, -most),
-            high=np.minimum(difference + margin, most),
-        )
-
-    def at(self, unit: Unit, points: int) -> SurfaceLimits:
-        """The first `points` points, in the unit of the scores."""
-        limits = {}
-        for key, row in unit.raw_table(vars(self)).items():
-            limits[key] = tuple(round(value, 6) for value in row[:points].tolist())
-        return SurfaceLimits(**limits)
+    difference = np.clip(mean - mean[0], -most, most)
+    margin = WIDENING * critical * error
+    low = np.maximum(difference - margin, -most)
+    high = np.minimum(difference + margin, most)
+    return Estimate(difference, low, high)
 
 
 def band(
@@ -87,7 +72,7 @@ def band(
     coefficients: FloatArray,
     value: Callable[[FloatArray], FloatArray] | None = None,
     groups: IntArray | None = None,
-) -> tuple[SurfaceBand, list[FloatArray]]:
+) -> tuple[Estimate[FloatArray], list[FloatArray]]:
     """Band of the objective at `points` [S, K] less that at the first of them, and the difference [S] of each category.
 
     `scores` [S, I] are nan where a point was not evaluated, `categories` and `groups` [I] numbers from 0 (every item is
@@ -105,7 +90,7 @@ def band(
     wider = max(1.0, model.surprise())
     are_fractions = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
     most = 1.0 if are_fractions else np.inf
-    objective = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
+    objective = differences_to_first(mean, wider * cov, most * float(coefficients.sum()))
     differences = []
     for c in range(len(coefficients)):
         category_mean = model.posterior(c).mean
@@ -208,6 +193,7 @@ class ResponseSurface(Analysis):
         chosen = run.soups.soup.shares
         answered = np.isfinite(scores[:size]).sum(axis=1)
         width = float((objective.high - objective.low)[:size].mean())
+        raw_difference, low, high = run.unit.raw_estimate(objective)
         return SurfaceResult(
             split="search",
             ingredients=tuple(names),
@@ -216,7 +202,11 @@ class ResponseSurface(Analysis):
             items=tuple(answered.tolist()),
             split_items=items,
             soups=len(evaluated),
-            objective=objective.at(run.unit, size),
+            objective=SurfaceLimits(
+                difference=_rounded(raw_difference[:size]),
+                low=_rounded(low[:size]),
+                high=_rounded(high[:size]),
+            ),
             categories=categories,
             width=run.unit.size(width),
         )
@@ -228,6 +218,10 @@ def answer_table(
     """Answers of points [S, I]; nan where a point was not evaluated."""
     unknown = np.full(items, np.nan)
     return np.array([answers.get(point, unknown) for point in points])
+
+
+def _rounded(values: FloatArray) -> tuple[float, ...]:
+    return tuple(round(value, 6) for value in values.tolist())
 
 
 def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:

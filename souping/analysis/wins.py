@@ -377,8 +377,8 @@ def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemSha
     if np.isin(weights, (0.0, 1.0)).all():
         counted = weights == 1
         items = one_category(groups[counted])
-        interval = rate(ModelScores(items=items, values=values[counted]))
-        return ItemShare(items=total, share=interval.mean, low=interval.low, high=interval.high)
+        share, low, high = rate(ModelScores(items=items, values=values[counted])).estimate
+        return ItemShare(items=total, share=share, low=low, high=high)
 
     # A ratio is linear in the groups by their influence [G]; n / (n - 1) sum of its squares.
     share = float((weights * values).sum() / total)
@@ -404,7 +404,11 @@ def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
     shares = []
     for failing, weights in enumerate(chances):
         share = _share(weights, solved.soup, groups)
-        shares.append(FailureShare(fail=failing, **vars(share)))
+        shares.append(
+            FailureShare(
+                fail=failing, items=share.items, share=share.share, low=share.low, high=share.high
+            )
+        )
     return tuple(shares)
 
 

@@ -67,7 +67,7 @@ APPLICATION_ID = 0x534F5550
 """`application_id` of our files ("SOUP")."""
 IN_MEMORY = ":memory:"
 """Path of a store that is kept in memory and ends with its process."""
-ROW_BYTES = 500
+ANSWER_BYTES = 500
 """Bytes of an answer in memory without its text and tokens."""
 LOADED_BYTES = 64_000_000
 """Bytes of answers that are kept in memory, so that a soup's are read from the file once."""
@@ -144,7 +144,9 @@ class StoredAnswers:
         size = 0
         for blocks in self._blocks.values():
             for rows in blocks.values():
-                size += sum(ROW_BYTES + len(row.output) + len(row.tokens) for row in rows.values())
+                size += sum(
+                    ANSWER_BYTES + len(row.output) + len(row.tokens) for row in rows.values()
+                )
         return size
 
     @property

@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from souping.checkpoints.folder import weight_map
+from souping.checkpoints.layouts import installed_trainers, model_places, weight_places
 from souping.checkpoints.pool import RowKind
 from souping.checkpoints.sharded import RANK_FILE
 from souping.checkpoints.trainers import (
@@ -20,7 +22,9 @@ from souping.checkpoints.trainers import (
     TRAINERS,
     WEIGHT_PLACES,
     Trainer,
+    folders_in,
     step_pattern,
+    weight_files,
 )
 from souping.core.fields import text_of
 from souping.core.files import near_folder
@@ -29,9 +33,6 @@ from souping.core.parsing import read_json
 from souping.core.text import first_line, listed
 from souping.core.types import Candidate, JsonObject, UserError, frozen
 
-WEIGHT_FILE = re.compile(
-    r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
-)
 FALLEN = 0.5
 """Share of the first learning rate below which the rate has fallen."""
 FELL = "averages of decayed checkpoints seldom gain"
@@ -153,29 +154,11 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     )
 
 
-def folders_in(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir())
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the weight files in a folder; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name))
-
-
 def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
     """(trainer, its checkpoints by step, {folder left out: why}) of the trainer whose names most folders have."""
-    layouts = dict[Trainer, list[Member]]()
-    left_out = dict[str, str]()
-    for folder in folders_in(path):
-        for trainer in TRAINERS:
-            pattern = step_pattern(trainer)
-            match = pattern.fullmatch(folder.name)
-            if match:
-                layouts.setdefault(trainer, []).append(member_in(folder, int(match[1])))
-            elif pattern.search(folder.name) and re.search("tmp|part", folder.name):
-                left_out[folder.name] = "incomplete: its name is a temporary one"
+    layouts, left_out = _by_trainer(path, TRAINERS)
+    if not layouts:
+        layouts, left_out = _by_trainer(path, installed_trainers())
     if not layouts:
         looked_for = ", ".join(f"{trainer.folders[0]}N" for trainer in TRAINERS)
         raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
@@ -186,13 +169,36 @@ def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
     return trainer, sorted(layouts[trainer], key=lambda member: member.step), left_out
 
 
+def _by_trainer(
+    path: Path, trainers: Sequence[Trainer]
+) -> tuple[dict[Trainer, list[Member]], dict[str, str]]:
+    """({trainer: its checkpoints}, {folder left out: why}) by the names of the folders in `path`."""
+    layouts = dict[Trainer, list[Member]]()
+    left_out = dict[str, str]()
+    for folder in folders_in(path):
+        for trainer in trainers:
+            pattern = step_pattern(trainer)
+            match = pattern.fullmatch(folder.name)
+            if match:
+                layouts.setdefault(trainer, []).append(member_in(folder, int(match[1])))
+            elif pattern.search(folder.name) and re.search("tmp|part", folder.name):
+                left_out[folder.name] = "incomplete: its name is a temporary one"
+    return layouts, left_out
+
+
 def member_in(folder: Path, step: int) -> Member:
     """The checkpoint in a folder; its weights are in the first of the trainers' places that has weight files."""
-    places = (*MODEL_PLACES, *WEIGHT_PLACES)
+    places = chain(MODEL_PLACES, weight_places(), model_places())
     place = next((place for place in places if weight_files(folder / place)), "")
     weights = folder / place
-    model = weights if place in MODEL_PLACES else folder
-    return Member(name=folder.name, folder=folder, model=model, weights=weights, step=step)
+    is_model = place in MODEL_PLACES or (place not in WEIGHT_PLACES and place in model_places())
+    return Member(
+        name=folder.name,
+        folder=folder,
+        model=weights if is_model else folder,
+        weights=weights,
+        step=step,
+    )
 
 
 def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) -> str:

@@ -10,8 +10,8 @@ from functools import cache
 from shlex import quote
 from typing import Any
 
+from souping.cli.choice_files import choices, groups
 from souping.cli.commands import root_of
-from souping.cli.help import choices, groups
 from souping.core.system import conf_folder
 from souping.core.text import closest
 

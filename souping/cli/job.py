@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from souping.cli.advice import VALUE, value_advice
+from souping.cli.choice_files import choices
 from souping.cli.commands import SETTINGS_FILES, command_line, root_of
 from souping.cli.config import (
     CHOSEN,
@@ -33,7 +34,6 @@ from souping.cli.config import (
     resolved,
 )
 from souping.cli.errors import format_error
-from souping.cli.help import choices
 from souping.cli.process import DEBUG, interrupts_raise, stop
 from souping.cli.run_folder import CLAIM, claim, discard_refused
 from souping.cli.settings_from_config import as_yaml, merge_settings, run_settings, unresolved

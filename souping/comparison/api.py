@@ -25,8 +25,6 @@ from souping.core.files import errors_told, expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError
 from souping.logs.answer_tables import LogSource, is_scores
-from souping.logs.bfcl import VERSION
-from souping.logs.bfcl_average import categories_of, coefficients_of, overall
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read_logs
@@ -170,6 +168,8 @@ def _named_weights(average: str, log: Log, common: Matched) -> dict[str, float] 
 
 def _bfcl_weights(log: Log, common: Matched) -> dict[str, float]:
     """Weights of the categories in the overall accuracy of the version that wrote the log."""
+    from souping.logs.bfcl_average import coefficients_of, overall
+
     if log.harness != "bfcl":
         raise UserError(
             f"--average bfcl: {log.path} is no log of bfcl-eval: use task, leaf or item"
@@ -180,6 +180,8 @@ def _bfcl_weights(log: Log, common: Matched) -> dict[str, float]:
 
 def _bfcl_version(log: Log) -> str:
     """The benchmark's version, `v3` or `v4`, which every task of a log of bfcl-eval has."""
+    from souping.logs.bfcl import VERSION
+
     return next(iter(log.tasks.values())).settings[VERSION]
 
 
@@ -192,6 +194,8 @@ def _formula(log: Log, common: Matched, average: str) -> Iterator[str]:
                 yield f"{group.name} is the mean over its {over}, as lm_eval has it."
     if log.harness != "bfcl":
         return
+    from souping.logs.bfcl_average import categories_of, overall
+
     version = _bfcl_version(log)
     if average != "bfcl":
         yield f"The average is not BFCL's overall accuracy: --average bfcl weighs as BFCL {version} does."

@@ -19,13 +19,13 @@ from souping.core.text import listed
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log
-from souping.report.run_files import RunConfig, read_report, read_run_config
 from souping.statistics.levels import Level, penalty
 from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:
     from souping.answers.counted_looks import CountedLooks
     from souping.answers.store import Store
+    from souping.report.run_files import RunConfig
 
 MOST_LOOKS = 1000
 
@@ -278,6 +278,8 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
 
 def _settings_of(run_dir: Path) -> RunConfig:
     """A run's config.yaml, or, as a run from Python has none, the settings in its report (UserError)."""
+    from souping.report.run_files import RunConfig, read_report, read_run_config
+
     config = run_dir / "config.yaml"
     if config.is_file():
         return read_run_config(config)

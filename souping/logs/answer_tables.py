@@ -107,7 +107,7 @@ def read_frame(frame: Frame, options: TableOptions) -> tuple[Log, ...]:
             fields = dict(options.fields)
             rows = list(_inspect_rows(path, rows, fields.pop("group", "")))
             options = replace(options, fields=fields)
-        return _logs(path, rows, options)
+        return logs_of(path, rows, options)
     except ValueError as error:
         raise UserError(f"{path}: not a table of answers: {first_line(error)}") from error
 
@@ -148,7 +148,7 @@ def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
     rows = []
     for label, score in zip(labels, values, strict=True):
         rows.append({"item": label, "category": ALL, "score": score})
-    logs = _logs(path, rows, replace(options, fields={}))
+    logs = logs_of(path, rows, replace(options, fields={}))
     # An item is known by its place alone: only other arrays can be compared.
     return tuple(replace(log, harness="array") for log in logs)
 
@@ -157,13 +157,13 @@ def read_log_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
     """The logs in a CSV, JSONL or parquet file: several if it has a column `run`."""
     try:
         if path.suffix.lower() == ".parquet":
-            return _logs(path, _parquet_rows(path), options)
+            return logs_of(path, _parquet_rows(path), options)
         with path.open(newline="", encoding="utf-8-sig") as lines:
             if path.suffix.lower() != ".csv":
                 # The words NaN and Infinity stay texts, which `_number` refuses.
                 rows = json_lines(path, lines, constant=str, pairs=_unique)
-                return _logs(path, rows, options)
-            return _logs(path, _csv_rows(path, lines), options)
+                return logs_of(path, rows, options)
+            return logs_of(path, _csv_rows(path, lines), options)
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
 
@@ -319,8 +319,13 @@ def _inspect_scores(row: LogRow) -> dict[str, Any]:
     return scores
 
 
-def _logs(path: Path, rows: Iterable[LogRow], options: TableOptions) -> tuple[Log, ...]:
-    """The logs of one model, one per run, from the rows of a table.
+def logs_of(
+    path: Path,
+    rows: Iterable[LogRow],
+    options: TableOptions,
+    layout: LogLayout | None = None,
+) -> tuple[Log, ...]:
+    """The logs of one model, one per run, from the rows of a table. Without a layout, the first row says which it has.
 
     Raises:
         UserError: there are no rows, a row cannot be read, or the table has several models and none is named.
@@ -331,7 +336,7 @@ def _logs(path: Path, rows: Iterable[LogRow], options: TableOptions) -> tuple[Lo
         raise UserError(
             f"{path}: no answers: it needs a column each for {listed(OWN_TABLE.keys)}, and a row per answer"
         )
-    layout = layout_of(first)
+    layout = layout or layout_of(first, options.fields)
     columns = rows_by_column(path, chain([first], iterator), layout, options.fields)
     models: dict[str, dict[str, RunAnswers]] = {}  # {model: {run: its answers}}
     directions: Directions = {}
@@ -508,7 +513,7 @@ def _log(
             groups[task] = Group(name=task, members=tuple(names), weight_by_size=True)
     return Log(
         path=path,
-        harness=layout.tool,
+        harness=layout.name,
         model=model or path.resolve().stem,  # a link to a log is the same log
         tasks=tasks,
         groups=groups,

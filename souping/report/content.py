@@ -7,8 +7,8 @@ file. The text below a field is its meaning in the reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
-from typing import Any
+from dataclasses import field, replace
+from typing import Any, Self
 
 from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
@@ -16,6 +16,9 @@ from souping.core.types import Names, frozen
 from souping.core.unit import POINTS, Unit
 from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
+from souping.statistics.comparison import Comparison
+from souping.statistics.intervals import Interval
+from souping.statistics.levels import Level
 
 SCHEMA = 1
 """Version of the keys of report.json."""
@@ -43,6 +46,18 @@ class ScoreInterval:
     """groups of items"""
     effective_n: MaybeFloat
     """number of independent items with the same information"""
+
+    @classmethod
+    def of(cls, interval: Interval, unit: Unit) -> Self:
+        mean, low, high = unit.raw_estimate(interval.estimate)
+        return cls(
+            mean=mean,
+            low=low,
+            high=high,
+            n=interval.n,
+            groups=interval.groups,
+            effective_n=interval.effective_n,
+        )
 
 
 @frozen
@@ -91,18 +106,41 @@ class PairedDifference:
     discordant: MaybeFloat
     """share of items on which the two models differ"""
 
-    @property
-    def p_shown(self) -> MaybeFloat:
-        """The p-value that pages show."""
-        return self.p_value
+    @classmethod
+    def of(cls, comparison: Comparison, unit: Unit) -> Self:
+        """The p-value and the level of a test of a family. Fields that a kind of row adds are left empty."""
+        difference, low, high = unit.raw_estimate(comparison.estimate)
+        return cls(
+            a=comparison.a,
+            b=comparison.b,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.joint_confidence,
+            p_value=comparison.p_family,
+            test=comparison.test,
+            n=comparison.n,
+            groups=comparison.groups,
+            discordant=comparison.discordant,
+        )
+
+    def p_at(self, look: int | None) -> MaybeFloat:
+        """`p_value` corrected for the looks at the items, which a page shows."""
+        if self.p_value is None:
+            return None
+        return Level(look or 1).corrected(self.p_value)
 
 
 @frozen
 class LookDifference(PairedDifference):
     """A difference whose p-value is corrected for the looks at its items."""
 
-    p_look: MaybeFloat
+    p_look: MaybeFloat = field(default=None, metadata=NULL)
     """corrected for the number of looks; this one is shown"""
+
+    @classmethod
+    def of(cls, comparison: Comparison, unit: Unit) -> Self:
+        return replace(super().of(comparison, unit), p_look=comparison.p_look)
 
     @property
     def p_shown(self) -> MaybeFloat:
@@ -114,9 +152,9 @@ class LookDifference(PairedDifference):
 class RowDifference(LookDifference):
     """The soup minus the model of a row."""
 
-    kind: str
+    kind: str = ""
     """role of the other model"""
-    p_holm: MaybeFloat
+    p_holm: MaybeFloat = field(default=None, metadata=NULL)
     """corrected by Holm over the uniform soups and the router, `null` for single models"""
     tests: MaybeFloat = None
     """comparisons among which this one may have been picked at a later look"""
@@ -126,9 +164,9 @@ class RowDifference(LookDifference):
 class JudgedDifference(PairedDifference):
     """The soup minus an ingredient on an extra benchmark."""
 
-    p_holm: MaybeFloat
+    p_holm: MaybeFloat = field(default=None, metadata=NULL)
     """corrected by Holm over the ingredients"""
-    verdict: str
+    verdict: str = ""
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 
@@ -136,11 +174,11 @@ class JudgedDifference(PairedDifference):
 class CategoryDifference(PairedDifference):
     """A difference in one category. Its limits and p-value hold for all categories at once."""
 
-    category: str
+    category: str = ""
     """category"""
-    least: MaybeFloat
+    least: MaybeFloat = field(default=None, metadata=NULL)
     """smallest detectable difference"""
-    verdict: str
+    verdict: str = ""
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 

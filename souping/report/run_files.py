@@ -45,7 +45,7 @@ from souping.report.content import (
 )
 from souping.report.format import clean
 from souping.report.plots import Drawing, category_gains, forest, heatmap, landscape
-from souping.report.render import markdown, page
+from souping.report.report_page import markdown, page
 from souping.report.tables import ingredients
 
 FORMULA = ("=", "+", "-", "@")
@@ -135,11 +135,16 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     table = load_json(path, dict[str, Any], most_bytes=MOST_RUN_FILE_BYTES)
     if table.get("schema") != SCHEMA:
         provenance = read(Report, table).provenance
-        raise UserError(
-            f"{path}: another version of souping wrote it; repeat the run, whose stored answers are found",
-            fix=clean(provenance.command) if provenance else "",
-        )
+        raise of_another_version(path, provenance.command if provenance else "")
     return read_content(table, results)
+
+
+def of_another_version(path: Path, command: str) -> UserError:
+    """The error of a run's file that another version of souping wrote; `command` made the run, if it is known."""
+    return UserError(
+        f"{path}: another version of souping wrote it; repeat the run, whose stored answers are found",
+        fix=clean(command),
+    )
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -226,7 +231,7 @@ def write_selection(
     unit: Unit, selection: SelectionSummary, dry_run: int | None, path: Path
 ) -> Path:
     """Write selection.json; its path. `dry_run` is None in a real run."""
-    file = SelectionFile(**vars(selection), dry_run=dry_run, unit=unit)
+    file = replace(read(SelectionFile, to_json(selection)), dry_run=dry_run, unit=unit)
     return write_atomically(path, as_json(file).encode())
 
 

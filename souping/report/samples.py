@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from souping.core.files import regular, unpacked_limit
 from souping.core.parsing import read_json
 from souping.core.text import first_line, human
-from souping.core.types import UserError, frozen
+from souping.core.types import JsonObject, UserError, frozen
 from souping.core.unit import Unit
 from souping.report.format import clean
-from souping.report.tables import JsonRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +66,7 @@ class Sample:
         return self.models[name].score
 
 
-def read_samples(path: Path) -> Iterator[JsonRow]:
+def read_samples(path: Path) -> Iterator[JsonObject]:
     """The lines of a run's samples.
 
     Raises:
@@ -89,7 +88,7 @@ def read_samples(path: Path) -> Iterator[JsonRow]:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def _sample_row(line: str) -> JsonRow:
+def _sample_row(line: str) -> JsonObject:
     """The object of a line (ValueError: it is none, or holds half a character, which no run writes)."""
     row = read_json(line)
     if not isinstance(row, dict):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from souping.checkpoints.pool import MeasuredSoup, PoolRow
 from souping.core.protocols import Evaluator, Objective
 from souping.core.reading import to_json
 from souping.core.scores import Mean
-from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Json, Recipe
+from souping.core.types import OWN_BENCHMARK, FloatArray, Item, ItemScores, Json, Recipe, frozen
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import (
     AnswerEnds,
@@ -23,6 +24,7 @@ from souping.report.content import (
     ModelEnds,
     ModelRow,
     ObjectiveVariance,
+    Report,
     RowDifference,
     ScoreInterval,
     VerdictSummary,
@@ -41,7 +43,6 @@ from souping.statistics.levels import (
     WARN_LOST,
     Level,
     holm,
-    over_looks,
 )
 from souping.statistics.score_table import ItemTable, ModelScores, ScoreTable
 
@@ -51,7 +52,7 @@ SEE_WHY = (
 UNDECIDED = "no difference shown"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class KnownScores:
     """Models that are tested together with the soup, because their scores on the items may have been known.
 
@@ -76,7 +77,7 @@ class KnownScores:
         return self.missing + picked_tests(models, pairs, table, alpha)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Pair:
     """Scores of the soup and another model on the same items.
 
@@ -91,59 +92,104 @@ class Pair:
     level: Level = FIRST_LOOK
     cut: ScoreTable | None = None
 
-    @classmethod
-    def of(
-        cls,
-        soup: Contender,
-        other: Contender,
-        scores: Mapping[str, ItemScores],
-        table: ItemTable,
-        looks: int = 1,
-        known: KnownScores | None = None,
-    ) -> Pair:
-        """The pair of two rows of the report, by {recipe id: scores on the items of `table`}.
-
-        From the second look on, `known` says among how many comparisons this one may have been picked.
-        """
-        a = scores[soup.recipe.id]
-        b = scores[other.recipe.id]
-        is_same = soup.recipe.id == other.recipe.id
-        # At the first look no score was known that could guide the choice.
-        tests = 1.0
-        if looks > 1 and known is not None and not is_same:
-            tests = known.tests(a.values, b.values, table, looks)
-        models = {soup.name: a, other.name: b}
-        # Truncated answers count as missing.
-        cut = None
-        if not is_same and (a.truncated.any() or b.truncated.any()):
-            cut = ScoreTable.measured(table, models, truncated=True)
-        return cls(
-            soup=soup.name,
-            other=other.name,
-            scores=ScoreTable.measured(table, models),
-            same_model=is_same,
-            level=Level(looks, tests),
-            cut=cut,
-        )
-
     def compare(self) -> Comparison:
-        """The comparison on the objective, with a p-value and a level that hold for all tests."""
+        """The comparison on the objective."""
         if self.same_model:
-            comparison = same_model(self.scores.items, self.soup, self.other, self.level)
-        else:
-            comparison = contrast(self.scores, self.soup, self.other, self.level)
-        return comparison.among_tests(self.level)
+            return same_model(self.scores.items, self.soup, self.other, self.level)
+        return contrast(self.scores, self.soup, self.other, self.level)
 
     def sensitivity(self, unit: Unit) -> str | None:
         """Sentence with the interval that holds however truncated answers would have ended; None without such ones."""
         if self.cut is None:
             return None
         bounds = replace(self, scores=self.cut).compare()
-        raw = unit.raw_table(vars(bounds))
-        limits = unit.limits(raw["low"], raw["high"], bounds.level)
+        _, low, high = unit.raw_estimate(bounds.estimate)
+        limits = unit.limits(low, high, bounds.level.joint_confidence)
         return (
             "Answers truncated at the limit of tokens are scored as they are. If they might be right for one model and "
             f"wrong for the other, {self.soup} minus {self.other} would have the interval {limits}."
+        )
+
+
+@frozen
+class ContenderScores:
+    """Rows of a report, the soup and `others`, with {recipe id: scores on the same items} in inner scores.
+
+    `look` is the number of this look at the items, and `known` are the models that are tested together with the soup.
+    """
+
+    unit: Unit
+    soup: Contender
+    others: Sequence[Contender]
+    scores: Mapping[str, ItemScores]
+    objective: Objective
+    look: int = 1
+    known: KnownScores | None = None
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        return (*self.others, self.soup)
+
+    @cached_property
+    def table(self) -> ItemTable:
+        return ItemTable.of(self.of(self.soup).items, self.objective)
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """The soup with each of the others."""
+        return [self._pair(other) for other in self.others]
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The soup minus each of the others."""
+        return [pair.compare() for pair in self.pairs]
+
+    def of(self, contender: Contender) -> ItemScores:
+        return self.scores[contender.recipe.id]
+
+    def rows(self) -> tuple[ModelRow, ...]:
+        return tuple(self._row(contender) for contender in self.contenders)
+
+    def outcomes(self) -> dict[str, ModelEnds]:
+        """{name: how the model's answers ended}"""
+        return {c.name: outcomes(self.of(c), self.table) for c in self.contenders}
+
+    def _row(self, contender: Contender) -> ModelRow:
+        """Rates of each category and the objective, with 95 % intervals."""
+        model = ModelScores(items=self.table, values=self.of(contender).values)
+        by_category = {}
+        for number, name in enumerate(self.table.names):
+            by_category[name] = ScoreInterval.of(rate(model.alone(number)), self.unit)
+        return ModelRow(
+            name=contender.name,
+            kind=contender.kind,
+            recipe_id=contender.recipe.id,
+            scores=by_category,
+            objective=ScoreInterval.of(objective_interval(model), self.unit),
+        )
+
+    def _pair(self, other: Contender) -> Pair:
+        """The soup with another row. From the second look on, `known` says among how many comparisons this one may
+        have been picked."""
+        a = self.of(self.soup)
+        b = self.of(other)
+        is_same = self.soup.recipe.id == other.recipe.id
+        # At the first look no score was known that could guide the choice.
+        tests = 1.0
+        if self.look > 1 and self.known is not None and not is_same:
+            tests = self.known.tests(a.values, b.values, self.table, self.look)
+        models = {self.soup.name: a, other.name: b}
+        # Truncated answers count as missing.
+        cut = None
+        if not is_same and (a.truncated.any() or b.truncated.any()):
+            cut = ScoreTable.measured(self.table, models, truncated=True)
+        return Pair(
+            soup=self.soup.name,
+            other=other.name,
+            scores=ScoreTable.measured(self.table, models),
+            same_model=is_same,
+            level=Level(self.look, tests),
+            cut=cut,
         )
 
 
@@ -159,14 +205,13 @@ def by_category(unit: Unit, pairs: Sequence[Pair]) -> tuple[CategoryDifference, 
     level = Level(tested[0].level.looks, max(pair.level.tests for pair in tested))
     models = [(pair.scores, pair.soup, pair.other) for pair in tested]
     differences = []
-    for cell in compare_in_categories(models, level):
-        comparison = cell.comparison
+    for category, comparison in compare_in_categories(models, level):
         # 1 if the interval is above zero, -1 if it is below.
         sign = (comparison.low > 0) - (comparison.high < 0)
-        difference = CategoryDifference(
-            **comparison.raw(unit),
-            category=cell.category,
-            least=unit.size(cell.least),
+        difference = replace(
+            CategoryDifference.of(comparison, unit),
+            category=category,
+            least=unit.size(comparison.least),
             verdict=_sign_verdict(sign),
         )
         differences.append(difference)
@@ -180,114 +225,81 @@ def _sign_verdict(sign: float) -> str:
     return "higher" if sign > 0 else "lower"
 
 
-def judged(
-    unit: Unit, comparisons: Sequence[Comparison], looks: int = 1
-) -> tuple[JudgedDifference, ...]:
+def judged(unit: Unit, comparisons: Sequence[Comparison]) -> tuple[JudgedDifference, ...]:
     """Comparisons with the soup, with Holm's p-value over all of them and the verdict on the soup."""
-    adjusted = holm([over_looks(c.p_value, looks) for c in comparisons])
+    adjusted = holm([comparison.p_look for comparison in comparisons])
     differences = []
     for comparison, p_holm in zip(comparisons, adjusted, strict=True):
         verdict = _sign_verdict(comparison.difference if p_holm < ALPHA else 0)
-        differences.append(JudgedDifference(**comparison.raw(unit), p_holm=p_holm, verdict=verdict))
+        difference = JudgedDifference.of(comparison, unit)
+        differences.append(replace(difference, p_holm=p_holm, verdict=verdict))
     return tuple(differences)
 
 
-def row(unit: Unit, contender: Contender, scores: ItemScores, table: ItemTable) -> ModelRow:
-    """Rates of each category and the objective, with 95 % intervals."""
-    model = ModelScores(items=table, values=scores.values)
-    by_category = {}
-    for number, name in enumerate(table.names):
-        interval = rate(model.alone(number))
-        by_category[name] = ScoreInterval(**interval.raw(unit))
-    return ModelRow(
-        name=contender.name,
-        kind=contender.kind,
-        recipe_id=contender.recipe.id,
-        scores=by_category,
-        objective=ScoreInterval(**objective_interval(model).raw(unit)),
-    )
+@frozen
+class VerdictTerms:
+    """What a verdict depends on besides scores.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What a report says of its contenders, in fields of `Report`."""
-
-    rows: tuple[ModelRow, ...]
-    comparisons: tuple[RowDifference, ...]
-    losses: CategoryLosses | None
-    outcomes: Mapping[str, ModelEnds]
-    variance: Mapping[str, ObjectiveVariance]
-    verdict: VerdictSummary
-
-
-def gather_evidence(
-    unit: Unit,
-    contenders: Sequence[Contender],
-    scores: Mapping[str, ItemScores],
-    objective: Objective,
-    selected: Sequence[str],
-    look: int,
-    margin: float = MARGIN,
-    length_key: str = "",
-    mixture: Comparison | None = None,
-    known: KnownScores | None = None,
-) -> Evidence:
-    """What the scores {recipe id: scores on the test split} say.
-
-    The soup is the last contender. `selected` are the selection's ingredients, `look` is the number of this look at the
-    items, and `margin` the gain (of inner scores) below which a single model is kept. `length_key` is the setting to
-    raise if answers were truncated, `mixture` the comparison of the best mixture with a single model that the search
-    keeps, and `known` are the models that are tested together with the soup.
+    `selected` are the selection's ingredients, and `margin` is the gain (of inner scores) below which a single model is
+    kept. `mixture` is the comparison of the best mixture with a single model that the search keeps, and `length_key`
+    the setting to raise if answers were truncated.
     """
-    *baselines, soup = contenders
-    table = ItemTable.of(scores[soup.recipe.id].items, objective)
-    compared = []
-    for baseline in baselines:
-        pair = Pair.of(soup, baseline, scores, table, look, known)
-        compared.append((baseline, pair.compare()))
-        # Every report has one such row.
-        if baseline.kind == "best_candidate":
-            best = baseline
-            against_best = pair
-    singles = [c for c in contenders if c.kind in ("ingredient", "candidate")]
-    ends = {c.name: outcomes(scores[c.recipe.id], table) for c in contenders}
-    result = verdict(
+
+    selected: Sequence[str]
+    margin: float = MARGIN
+    mixture: Comparison | None = None
+    length_key: str = ""
+
+
+def gather_evidence(report: Report, models: ContenderScores, terms: VerdictTerms) -> Report:
+    """The report with what the scores on the test split say."""
+    unit = models.unit
+    soup = models.soup
+    singles = [c for c in models.others if c.kind in ("ingredient", "candidate")]
+    # Every report has one such row.
+    best = [other.kind for other in models.others].index("best_candidate")
+    against_best = models.pairs[best]
+    ends = models.outcomes()
+    deciding = [c.name for c in (*singles, models.others[best], soup)]
+    claim, sentence, p_value = verdict(
         unit,
         soup.name,
-        [comparison for baseline, comparison in compared if baseline in singles],
+        models.comparisons,
         candidates=[single.name for single in singles],
-        best_candidate=best.name,
-        selected=selected,
+        best_candidate=against_best.other,
+        selected=terms.selected,
         recipe=soup.recipe.ingredients,
-        look=look,
-        margin=margin,
-        unmeasured=unmeasured({c.name: ends[c.name] for c in [*singles, best, soup]}, length_key),
-        mixture=mixture,
+        margin=terms.margin,
+        unmeasured=unmeasured({name: ends[name] for name in deciding}, terms.length_key),
+        mixture=terms.mixture,
     )
-    return Evidence(
-        rows=tuple(row(unit, c, scores[c.recipe.id], table) for c in contenders),
-        comparisons=_with_holm(unit, compared, look),
+    return replace(
+        report,
+        rows=models.rows(),
+        comparisons=_with_holm(models),
         losses=category_losses(unit, against_best),
         outcomes=ends,
-        variance=_variances(unit, [*singles, soup], scores, table),
+        variance=_variances(models, [*singles, soup]),
         verdict=VerdictSummary(
-            **vars(result),
-            look=look,
-            min_gain=unit.size(margin),
+            claim=claim,
+            sentence=sentence,
+            p_value=p_value,
+            look=models.look,
+            min_gain=unit.size(terms.margin),
             sensitivity=against_best.sensitivity(unit),
         ),
     )
 
 
 def _variances(
-    unit: Unit, models: Sequence[Contender], scores: Mapping[str, ItemScores], table: ItemTable
+    models: ContenderScores, contenders: Sequence[Contender]
 ) -> dict[str, ObjectiveVariance]:
-    """{model: variance of its objective} of the models for which `variance` has one."""
+    """{model: variance of its objective} of those of the contenders for which `_variance` has one."""
     variances = {}
-    for model in models:
-        objective_variance = variance(unit, scores[model.recipe.id], table)
+    for contender in contenders:
+        objective_variance = _variance(models, models.of(contender))
         if objective_variance is not None:
-            variances[model.name] = objective_variance
+            variances[contender.name] = objective_variance
     return variances
 
 
@@ -296,13 +308,13 @@ def compare_on(
     soup: Recipe,
     ingredients: Mapping[str, Recipe],
     measured: Mapping[str, ItemScores],
-    looks: int = 1,
+    look: int = 1,
     known: KnownScores | None = None,
     shared: int = 0,
 ) -> ExtraResult:
     """Rows on another benchmark, and the soup's paired differences to each ingredient, also by category.
 
-    `measured` is {recipe id: scores}; `looks` is the number of this look at the items, `known` are the models that are
+    `measured` is {recipe id: scores}; `look` is the number of this look at the items, `known` are the models that are
     tested together with the soup, and the run uses `shared` of the items too. Holm's correction is over the ingredients
     for the whole benchmark; limits and p-values of single categories hold for all pairs of ingredient and category at
     once.
@@ -311,9 +323,16 @@ def compare_on(
     singles = []
     for name, recipe in ingredients.items():
         singles.append(Contender(name=name, kind="ingredient", recipe=recipe))
-    contenders = [*singles, Contender(name="soup", kind="soup", recipe=soup)]
-    table = ItemTable.of(benchmark.items, Mean())
-    pairs = [Pair.of(contenders[-1], c, measured, table, looks, known) for c in singles]
+    models = ContenderScores(
+        unit=unit,
+        soup=Contender(name="soup", kind="soup", recipe=soup),
+        others=singles,
+        scores=measured,
+        objective=Mean(),
+        look=look,
+        known=known,
+    )
+    table = models.table
     coefficients = {}
     # `table.value` is an objective that is no weighted mean.
     if table.value is None:
@@ -325,11 +344,11 @@ def compare_on(
         items=len(benchmark.items),
         groups=len(np.unique(table.groups)),
         coefficients=coefficients,
-        rows=tuple(row(unit, c, measured[c.recipe.id], table) for c in contenders),
-        outcomes={c.name: outcomes(measured[c.recipe.id], table) for c in contenders},
-        look=looks,
-        comparisons=judged(unit, [pair.compare() for pair in pairs], looks),
-        categories=by_category(unit, pairs),
+        rows=models.rows(),
+        outcomes=models.outcomes(),
+        look=look,
+        comparisons=judged(unit, models.comparisons),
+        categories=by_category(unit, models.pairs),
         shared=shared,
     )
 
@@ -375,28 +394,28 @@ def dry_verdict(verdict: VerdictSummary, limit: int) -> VerdictSummary:
     return replace(verdict, claim="dry_run", sentence=sentence, p_value=None)
 
 
-def _with_holm(
-    unit: Unit, pairs: Sequence[tuple[Contender, Comparison]], look: int
-) -> tuple[RowDifference, ...]:
-    """The comparisons of the soup with each row, with `p_look` corrected for the looks.
+def _with_holm(models: ContenderScores) -> tuple[RowDifference, ...]:
+    """The comparisons of the soup with each row.
 
     P-values against single models serve the intersection-union claim and need no other correction. Those against
     uniform soups and the router are secondary and have Holm's correction too; one recipe under two names is one test.
     """
     # {recipe id: p-value}
     secondary = {}
-    for contender, comparison in pairs:
-        if contender.kind not in SINGLE_KINDS:
-            secondary[contender.recipe.id] = over_looks(comparison.p_value, look)
+    for other, comparison in zip(models.others, models.comparisons, strict=True):
+        if other.kind not in SINGLE_KINDS:
+            secondary[other.recipe.id] = comparison.p_look
     adjusted = dict(zip(secondary, holm(list(secondary.values())), strict=True))
     differences = []
-    for contender, comparison in pairs:
-        difference = RowDifference(
-            **comparison.raw(unit),
-            kind=contender.kind,
-            p_look=over_looks(comparison.p_value, look),
-            p_holm=None if contender.kind in SINGLE_KINDS else adjusted[contender.recipe.id],
-            tests=comparison.tests,
+    for other, comparison in zip(models.others, models.comparisons, strict=True):
+        p_holm = None
+        if other.kind not in SINGLE_KINDS:
+            p_holm = adjusted[other.recipe.id]
+        difference = replace(
+            RowDifference.of(comparison, models.unit),
+            kind=other.kind,
+            p_holm=p_holm,
+            tests=comparison.level.tests,
         )
         differences.append(difference)
     return tuple(differences)
@@ -418,7 +437,7 @@ def category_losses(unit: Unit, pair: Pair) -> CategoryLosses | None:
     )
 
 
-def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVariance | None:
+def _variance(models: ContenderScores, scores: ItemScores) -> ObjectiveVariance | None:
     """Variance of a linear objective, split into the draw of the items and that of their answers.
 
     None without repeated answers, or for an objective that is no weighted mean. An item's score is the mean of its
@@ -426,11 +445,12 @@ def variance(unit: Unit, scores: ItemScores, table: ItemTable) -> ObjectiveVaria
     did not all score alike.
     """
     model = "model"
+    table = models.table
     total = float(table.grouped(scores.values).variances.sum())
     answers = answer_variance(ScoreTable.measured(table, {model: scores}), total, model)
     if answers is None or table.value is not None:
         return None
-    square = unit.factor**2
+    square = models.unit.factor**2
     return ObjectiveVariance(
         objective=total / square,
         items=(total - answers) / square,
@@ -453,10 +473,16 @@ def measured_soup(steps: Steps, state: Reported) -> MeasuredSoup:
         return measured[steps.pool.recipe(weights).id]
 
     def versus(name: str, row: PoolRow) -> Json:
-        soup = Contender(name=name, kind="soup", recipe=winner.recipe)
-        other = Contender(name=row.name, kind=row.kind, recipe=steps.pool.recipe(row.weights))
-        pair = Pair.of(soup, other, measured, ItemTable.of(scores.items, objective), look)
-        return to_json(by_category(unit, [pair]))
+        recipe = steps.pool.recipe(row.weights)
+        models = ContenderScores(
+            unit=unit,
+            soup=Contender(name=name, kind="soup", recipe=winner.recipe),
+            others=[Contender(name=row.name, kind=row.kind, recipe=recipe)],
+            scores=measured,
+            objective=objective,
+            look=look,
+        )
+        return to_json(by_category(unit, models.pairs))
 
     return MeasuredSoup(
         unit=unit,
@@ -481,7 +507,13 @@ def outcomes(scores: ItemScores, table: ItemTable) -> ModelEnds:
 
 def _model_ends(scores: ItemScores, categories: Mapping[str, AnswerEnds]) -> ModelEnds:
     ends = _ends(scores, slice(None))
-    return ModelEnds(**vars(ends), reasons=dict(scores.reasons), categories=categories)
+    return ModelEnds(
+        items=ends.items,
+        truncated=ends.truncated,
+        unanswered=ends.unanswered,
+        reasons=dict(scores.reasons),
+        categories=categories,
+    )
 
 
 def _ends(scores: ItemScores, places: slice | NDArray[np.bool_]) -> AnswerEnds:

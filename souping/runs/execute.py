@@ -14,7 +14,8 @@ from souping.core.types import LateError, Trial, UserError, frozen
 from souping.report.analysis_results import analysis_sections
 from souping.report.cells import nonempty
 from souping.report.content import Report
-from souping.report.render import also_table, output_console, report_table, show_sheet
+from souping.report.render import output_console, show_sheet
+from souping.report.report_page import also_table, report_table
 from souping.runs.settings import RunSettings
 from souping.soups.merge_only import free_target, show_files, soup_in
 from souping.soups.upload import check_target, send

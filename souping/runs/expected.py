@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from souping.core.protocols import Objective
 from souping.core.types import ItemScores, Split
-from souping.core.unit import Unit
+from souping.core.unit import Estimate, Unit
 from souping.report.content import ExpectedCheck, ExpectedSummary
 from souping.runs.settings import Expectation
 from souping.statistics.intervals import objective_interval, rate
@@ -59,19 +59,20 @@ def _check(
     # The 95 % interval, widened on both sides to the level of one of `count` checks, but not beyond the scores' span.
     factor = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * count)) / Z95
     bottom, top = model.span
-    low = max(bottom, interval.mean - factor * (interval.mean - interval.low))
-    high = min(top, interval.mean + factor * (interval.high - interval.mean))
-    raw = unit.raw_table({"mean": interval.mean, "low": low, "high": high})
+    mean, low, high = interval.estimate
+    low = max(bottom, mean - factor * (mean - low))
+    high = min(top, mean + factor * (high - mean))
+    measured, low, high = unit.raw_estimate(Estimate(mean, low, high))
     return ExpectedCheck(
         candidate=expectation.candidate,
         category=expectation.category,
         expected=expectation.score,
-        measured=raw["mean"],
-        low=raw["low"],
-        high=raw["high"],
+        measured=measured,
+        low=low,
+        high=high,
         n=interval.n,
         groups=interval.groups,
-        verdict=_verdict(expectation.score, raw["low"], raw["high"]),
+        verdict=_verdict(expectation.score, low, high),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from souping.answers.claims import (
     Claim,
@@ -15,18 +14,15 @@ from souping.answers.claims import (
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
 from souping.answers.report_choices import Choices
-from souping.core.types import Item, ItemScores, Recipe, UserError
+from souping.core.types import Item, ItemScores, Recipe, UserError, frozen
 from souping.core.unit import Unit
-from souping.report.content import RowDifference, SplitSizes
-from souping.runs.evidence import KnownScores
+from souping.report.content import SplitSizes
+from souping.runs.evidence import ContenderScores, KnownScores
 from souping.runs.settings import RunSettings
-from souping.runs.state import Contender
 from souping.runs.steps import Stage
-from souping.statistics.levels import Level
-from souping.statistics.score_table import ItemTable
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class HeldOutItems:
     """The items that a run may report on, and what a look at them costs.
 
@@ -139,34 +135,21 @@ class HeldOutItems:
         if look.number > 1:
             self.note(f"{stage.name}: {look.sentence()}")
 
-    def note_pairs(
-        self,
-        contenders: Sequence[Contender],
-        scores: Mapping[str, ItemScores],
-        differences: Sequence[RowDifference],
-        look: Look,
-    ) -> None:
-        """Store the level of every difference that a report shows: `compare` shows them again at the same look.
-
-        `scores` are {recipe id: scores}. The soup is the last contender, and `differences` are those to the others, in
-        their order.
-        """
-        objective = self.settings.objective
+    def note_pairs(self, models: ContenderScores) -> None:
+        """Store the level of every difference that a report shows: `compare` shows them again at the same look."""
         # Other objectives have no weights of items, and `compare` has no such average.
-        if not objective.linear:
+        if not models.objective.linear:
             return
-        *baselines, soup = contenders
         # `compare` reads scores in the evaluator's unit from logs.
         factor = self.settings.evaluator.unit.factor
-        soup_scores = scores[soup.recipe.id]
-        weights = ItemTable.of(soup_scores.items, objective).item_weights
+        soup_scores = models.of(models.soup)
+        weights = models.table.item_weights
         identities = [item.prompt_digest for item in soup_scores.items]
         levels = {}
-        for baseline, difference in zip(baselines, differences, strict=True):
+        for other, pair in zip(models.others, models.pairs, strict=True):
             a = soup_scores.values / factor
-            b = scores[baseline.recipe.id].values / factor
-            pair = pair_digest(identities, weights, a, b)
-            levels[pair] = Level(look.number, difference.tests or 1.0)
+            b = models.of(other).values / factor
+            levels[pair_digest(identities, weights, a, b)] = pair.level
         self.counted_looks.note_pairs(levels)
 
     def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> KnownScores:

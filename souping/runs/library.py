@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from souping.core.protocols import (
     Selector,
     Tracker,
 )
-from souping.core.reading import read
+from souping.core.reading import read, to_json
 from souping.core.scores import Mean, MeasuredScores, read_table
 from souping.core.types import (
     Item,
@@ -212,7 +212,8 @@ def _perform(settings: RunSettings) -> RunResult:
         objective = settings.evaluator.unit.raw(trial.result.objective)
         trials.append(RunTrial(weights=trial.recipe.shares, objective=objective))
     soup = written_soup(settings, outcome.report)
-    report = RunReport(**vars(outcome.report))
+    report = read(RunReport, to_json(outcome.report))
+    report = replace(report, analyses=outcome.report.analyses)
     return RunResult(settings.run_dir, report, tuple(trials), soup, outcome.front)
 
 

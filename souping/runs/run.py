@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from souping.analysis.alternatives import alternatives, best_by_category, routed
+from souping.analysis.alternatives import best_by_category, routed, with_alternatives
 from souping.analysis.correlation import few_models
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
 from souping.answers.claims import Claim, Look, Measurement, evaluator_digest
@@ -48,7 +48,8 @@ from souping.report.sections import ended
 from souping.runs.analyses import analyse, missing_answers, report_scores, run_scores
 from souping.runs.checks import flat_categories, prepare_run, run_notes
 from souping.runs.evidence import (
-    Evidence,
+    ContenderScores,
+    VerdictTerms,
     best_mixture,
     compare_on,
     dry_verdict,
@@ -425,24 +426,21 @@ class Run(Steps):
         routed_to = {name: measured[self.single(name).id] for name in routes.values()}
         router = routed({**ingredients, **routed_to}, routes, self.pool.names)
         state = replace(state, router=router)
-        evidence = self._evidence(state)
-        others = alternatives(
-            self.unit,
+        report = with_alternatives(
+            self._with_evidence(state),
             winner.result.objective,
             measured[winner.recipe.id],
             ingredients,
             router,
             self.settings.objective,
         )
-        # All their fields are fields of `Report` too.
-        report = replace(state.report, **vars(evidence), **vars(others))
         of_pool = self.settings.pool.report(measured_soup(self, state))
         if of_pool:
             report = read(Report, {**report.to_json(), **of_pool})
         return replace(state, report=report)
 
-    def _evidence(self, state: Reported) -> Evidence:
-        """The rows, differences and verdict.
+    def _with_evidence(self, state: Reported) -> Report:
+        """The report with rows, differences and verdict.
 
         If guards refused every soup, the verdict says so; the verdict of a dry run says that nothing is claimed.
         """
@@ -450,34 +448,39 @@ class Run(Steps):
         winner = state.searched.winner
         ingredients = state.searched.selected.selection.ingredients
         scores = state.measured[OWN_BENCHMARK]
-        rows = list(state.contenders)
-        # The soup stays the last row. A router that is one of the models has its measured scores.
+        *others, soup = state.contenders
+        # A router that is one of the models has its measured scores.
         if state.router is not None and len(ingredients) > 1:
             router = self.router_row(state.router)
-            rows.insert(-1, router)
+            others.append(router)
             scores = {router.recipe.id: state.router.scores, **scores}
-        evidence = gather_evidence(
-            self.unit,
-            rows,
-            scores,
-            settings.objective,
-            ingredients,
+        models = ContenderScores(
+            unit=self.unit,
+            soup=soup,
+            others=others,
+            scores=scores,
+            objective=settings.objective,
             look=state.look.number,
-            margin=settings.inner_min_gain,
-            length_key=settings.evaluator.sampling.length_key,
-            mixture=best_mixture(winner, self.splits["search"], settings.objective),
             known=self.held_out.family_scores(state.look, state.items, self.unit),
         )
+        terms = VerdictTerms(
+            selected=ingredients,
+            margin=settings.inner_min_gain,
+            mixture=best_mixture(winner, self.splits["search"], settings.objective),
+            length_key=settings.evaluator.sampling.length_key,
+        )
+        report = gather_evidence(state.report, models, terms)
         if settings.dry_run is None:
-            self.held_out.note_pairs(rows, scores, evidence.comparisons, state.look)
-        verdict = evidence.verdict
+            self.held_out.note_pairs(models)
+        verdict = report.verdict
+        assert verdict is not None
         guards = state.searched.guards
         if guards is not None and guards.refused and verdict.claim == "keep_candidate":
             sentence = f"Keep {winner.recipe.ingredients[0]}: {guards.sentence}."
             verdict = replace(verdict, sentence=sentence)
         if settings.dry_run is not None:
             verdict = dry_verdict(verdict, settings.dry_run)
-        return replace(evidence, verdict=verdict)
+        return replace(report, verdict=verdict)
 
     def extra_benchmark(self, state: Reported, stage: Stage) -> Reported:
         """Compare the soup with its ingredients on another benchmark, which has its own looks; the state with that."""

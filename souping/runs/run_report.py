@@ -71,7 +71,7 @@ def frozen_report(settings: RunSettings, splits: Splits, searched: Searched) -> 
         objective=_objective(settings, searched.winner),
         selection=selection_summary(unit, selected.selection, selected.scores),
         recipe=recipe_summary(searched.winner.recipe),
-        splits=SplitSizes(**splits.counts()),
+        splits=read(SplitSizes, splits.counts()),
         items=splits.content,
         power=None if power is None else power_summary(power, unit),
         expected_check=selected.expected_check,
@@ -144,11 +144,14 @@ def run_cost(
         evaluated += evaluation.evaluated
         reused += evaluation.reused
     trials = len(winner.trials)
+    search = None
+    if trials:
+        search = replace(read(SearchUse, to_json(winner.cost)), soups=trials)
     return RunCost(
         evaluated_items=evaluated,
         reused_items=reused,
         trials=trials,
-        search=SearchUse(**vars(winner.cost), soups=trials) if trials else None,
+        search=search,
         seconds=round(time.monotonic() - settings.started, 3),
         lost_workers=lost or None,
     )

@@ -6,14 +6,14 @@ All p-values are two-sided; a claim "better" also needs the difference above zer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import PowerSummary
 from souping.statistics.comparison import Comparison, better_than_every
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.levels import ALPHA, over_looks
+from souping.statistics.levels import ALPHA, Level
 from souping.statistics.power import DISCORDANCE, Power, items_for, items_in_words
 
 VerdictClaim = Literal[
@@ -26,8 +26,7 @@ VerdictClaim = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`claim` for programs, `sentence` for people; `p_value` is that of a claim "better" or of no difference, corrected
     for the looks, and None where nothing was tested or an interval decided."""
 
@@ -45,7 +44,6 @@ def verdict(
     best_candidate: str,
     selected: Sequence[str],
     recipe: Sequence[str],
-    look: int = 1,
     margin: float = MARGIN,
     unmeasured: str = "",
     mixture: Comparison | None = None,
@@ -66,7 +64,7 @@ def verdict(
 
     `comparisons` hold the soup (a) against every candidate (b) on the test split; others are ignored. `best_candidate`
     was chosen on the search split, `selected` are the selection's ingredients, `recipe` the ingredients with weight in
-    the winning recipe, `look` numbers this look at the test items, and `margin` is the least inner gain worth a soup.
+    the winning recipe, and `margin` is the least inner gain worth a soup.
 
     Raises:
         ValueError: a candidate is not compared with the soup.
@@ -92,15 +90,13 @@ def verdict(
     missing = [name for name in dict.fromkeys([*candidates, best_candidate]) if name not in against]
     if missing:
         raise ValueError(f"the verdict needs {soup!r} compared with {', '.join(missing)}")
-    better = _better(unit, against, best_candidate, look)
+    better = _better(unit, against, best_candidate)
     if better is not None:
         return better
-    return _not_better(unit, against[best_candidate], look, margin)
+    return _not_better(unit, against[best_candidate], margin)
 
 
-def _better(
-    unit: Unit, against: dict[str, Comparison], best_candidate: str, look: int
-) -> Verdict | None:
+def _better(unit: Unit, against: dict[str, Comparison], best_candidate: str) -> Verdict | None:
     """Claim for a soup that is shown to be better than every candidate or, weaker, than the best one of the search.
 
     `against` are {candidate: the soup minus it}; None if neither is shown.
@@ -108,29 +104,28 @@ def _better(
     comparisons = list(against.values())
     # The closest call: a candidate that the soup is not above, else the one with the largest p-value.
     closest = max(
-        comparisons, key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_value, -c.difference)
+        comparisons, key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_family, -c.difference)
     )
-    p_every = over_looks(better_than_every(comparisons), look)
+    p_every = better_than_every(comparisons)
     if p_every < ALPHA:
-        figures = _figures(unit, closest, p_every, look)
+        figures = _figures(unit, closest, p_every)
         text = (
             f"The soup is better than every candidate; the closest call is {closest.b}, {figures}."
         )
         return Verdict(claim="better_than_every_candidate", sentence=text, p_value=p_every)
 
     single = against[best_candidate]
-    p_value = over_looks(single.p_value, look)
-    if single.difference <= ZERO_DIFFERENCE or p_value >= ALPHA:
+    if single.difference <= ZERO_DIFFERENCE or single.p_look >= ALPHA:
         return None
-    figures = _figures(unit, single, p_value, look)
+    figures = _figures(unit, single, single.p_look)
     sentence = (
         f"The soup is better than {best_candidate}, the model you would have deployed, {figures}; "
         f"it is not shown to be better than every candidate: {closest.b} {_points(unit, closest)}."
     )
-    return Verdict(claim="better_than_best_candidate", sentence=sentence, p_value=p_value)
+    return Verdict(claim="better_than_best_candidate", sentence=sentence, p_value=single.p_look)
 
 
-def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Verdict:
+def _not_better(unit: Unit, single: Comparison, margin: float) -> Verdict:
     """Claim for a soup that is not shown to be better than `single.b`, the best candidate of the search.
 
     That candidate is kept if a gain of the margin is ruled out; else no difference is shown.
@@ -142,28 +137,32 @@ def _not_better(unit: Unit, single: Comparison, look: int, margin: float) -> Ver
             f"soup minus it is {_points(unit, single)}."
         )
         return Verdict(claim="keep_candidate", sentence=sentence)
-    p_value = over_looks(single.p_value, look)
-    figures = _figures(unit, single, p_value, look)
-    needed = items_in_words(items_for(single, margin))
+    figures = _figures(unit, single, single.p_look)
+    # The items are those at the level of the whole family, also if the interval is that of one of its tests.
+    family = replace(single, level=Level(single.level.looks))
+    needed = items_in_words(items_for(family, margin))
     sentence = (
         f"No difference shown: the soup against {single.b}, the model you would have deployed, {figures}. "
         f"A true gain of {gain} takes {needed} test items (80 % power); there are {single.n:,}. "
         f"That is for {single.b} alone; to show that a soup is better than every candidate takes more."
     )
-    return Verdict(claim="no_difference_shown", sentence=sentence, p_value=p_value)
+    return Verdict(claim="no_difference_shown", sentence=sentence, p_value=single.p_look)
 
 
 def _points(unit: Unit, comparison: Comparison, remark: str = "") -> str:
     """A difference with its interval, which a `remark` follows."""
-    raw = unit.raw_table(vars(comparison))
-    limits = unit.limits(raw["low"], raw["high"], comparison.level)
-    return f"{unit.points(raw['difference'], sign=True)} ({limits}{remark})"
+    difference, low, high = unit.raw_estimate(comparison.estimate)
+    limits = unit.limits(low, high, comparison.level.joint_confidence)
+    return f"{unit.points(difference, sign=True)} ({limits}{remark})"
 
 
-def _figures(unit: Unit, comparison: Comparison, p_value: float, look: int) -> str:
+def _figures(unit: Unit, comparison: Comparison, p_value: float) -> str:
     """A difference with its interval and p-value, which is corrected for the looks."""
-    looks = f", corrected for {look} looks at these items" if look > 1 else ""
-    return _points(unit, comparison, f", {_p(p_value)}{looks}")
+    remark = f", {_p(p_value)}"
+    looks = comparison.level.looks
+    if looks > 1:
+        remark += f", corrected for {looks} looks at these items"
+    return _points(unit, comparison, remark)
 
 
 def _p(value: float) -> str:

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from souping.answers.evaluation import EvaluatorWorker
 from souping.answers.store import Store, parts_of
 from souping.checkpoints import hub, remote
 from souping.checkpoints.archives import is_checkpoint
@@ -41,6 +41,9 @@ from souping.merge.backend import MergeBackend
 from souping.merge.digests import StandIns
 from souping.report.progress import Throughput, say
 from souping.soups.serving import SoupServer
+
+if TYPE_CHECKING:
+    from souping.answers.evaluation import EvaluatorWorker
 
 Aside = Callable[[], AbstractContextManager[None]]
 """Makes room on the terminal for another display, such as a download's bar."""
@@ -430,6 +433,9 @@ def open_worker(
 
     On another machine `home` may not exist; then paths must be absolute.
     """
+    # Merges do without evaluation.
+    from souping.answers.evaluation import EvaluatorWorker
+
     if home.is_dir():
         os.chdir(home)
     pool = RunPool.fetch(candidates, merge, hashes=dict(digests))

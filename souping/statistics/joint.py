@@ -233,44 +233,21 @@ def _intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
 # ---------------------------------------------------------------- categories
 
 
-@frozen
-class CategoryComparison:
-    """Two models in one category."""
-
-    category: str
-    comparison: Comparison
-
-    @property
-    def least(self) -> float:
-        """The smallest difference that is beyond chance: the farther limit's distance, and of a difference that is
-        beyond chance that of the limit which shows it."""
-        difference = self.comparison.difference
-        down = difference - self.comparison.low
-        up = self.comparison.high - difference
-        if self.comparison.low > 0:
-            return down
-        if self.comparison.high < 0:
-            return up
-        return max(down, up)
-
-
 ModelPair = tuple[ScoreTable, str, str]
 """Scores of two models, and their names."""
 
 
-def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
-    """Every pair of models in every category, as one family at every corner of the missing answers."""
+def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[tuple[str, Comparison]]:
+    """(category, comparison) of every pair of models in every category, as one family at every corner of the missing
+    answers."""
     cells = []
     categories = []
     for scores, a, b in pairs:
         for number, name in enumerate(scores.items.names):
             cells.append((scores.alone(number), a, b))
             categories.append(name)
-    comparisons = []
-    for category, corners in zip(categories, compare_jointly(cells, level), strict=True):
-        comparison = bounded(corners).among_tests(level)
-        comparisons.append(CategoryComparison(category=category, comparison=comparison))
-    return comparisons
+    comparisons = map(bounded, compare_jointly(cells, level))
+    return list(zip(categories, comparisons, strict=True))
 
 
 def compare_jointly(cells: Sequence[ModelPair], level: Level) -> list[list[Comparison]]:

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from souping.analysis.alternatives import alternatives, best_by_category, routed
+from souping.analysis.alternatives import best_by_category, routed, with_alternatives
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
-from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.core.unit import BITS_PER_BYTE
+from souping.report.content import Report
 
 ITEMS = tuple(
     Item(id=str(n), category=c, group=str(n), prompt="", answer="") for n, c in enumerate("xxyyz")
@@ -87,7 +88,8 @@ def test_router_and_upper_bound_come_with_their_models_and_answers() -> None:
         "c": scores(0, 0, 0, 1, 0),
     }
     router = routed(ingredients, {"x": "b", "y": "a", "z": "b"}, ("a", "b", "c"))
-    found = alternatives(POINTS, 0.75, scores(1, 0, 1, 1, 1), ingredients, router, Mean())
+    report = Report(name="run")
+    found = with_alternatives(report, 0.75, scores(1, 0, 1, 1, 1), ingredients, router, Mean())
     assert found.selection_bias == pytest.approx(0.75 - (0.5 + 1 + 1) / 3)
     assert found.router is not None
     assert found.upper_bound is not None
@@ -95,10 +97,9 @@ def test_router_and_upper_bound_come_with_their_models_and_answers() -> None:
     assert (found.router.models, found.router.answers) == (2, 1)
     assert found.upper_bound.score == pytest.approx((1 + 1 + 0) / 3)
     assert (found.upper_bound.models, found.upper_bound.answers) == (3, 3)
-    none = alternatives(POINTS, 0.75, scores(1, 0, 1, 1, 1), ingredients, None, Mean())
+    none = with_alternatives(report, 0.75, scores(1, 0, 1, 1, 1), ingredients, None, Mean())
     assert none == replace(found, router=None, upper_bound=None)
-    losses = alternatives(
-        BITS_PER_BYTE, -2.0, scores(-1, -1, -1, -1, -1), ingredients, None, Mean()
-    )
+    report = Report(name="run", unit=BITS_PER_BYTE)
+    losses = with_alternatives(report, -2.0, scores(-1, -1, -1, -1, -1), ingredients, None, Mean())
     raw = BITS_PER_BYTE.raw(-2.0) - BITS_PER_BYTE.raw(-1.0)
     assert losses.selection_bias == pytest.approx(raw)

@@ -21,7 +21,7 @@ from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Json, Recipe, Record
 from souping.core.unit import POINTS
 from souping.report.analysis_results import drawings, read_content
-from souping.report.render import markdown, page
+from souping.report.report_page import markdown, page
 from souping.report.run_files import as_json
 from souping.runs.analyses import analysis_results, default_analyses
 from tests.conftest import ROOT

@@ -26,7 +26,7 @@ from souping.analysis.guards import (
     warnings_of,
 )
 from souping.core.types import Item, ItemScores, UserError
-from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.core.unit import BITS_PER_BYTE, POINTS, Estimate
 from souping.statistics.comparison import Comparison
 
 CATEGORIES = ("safe", "live_a", "live_b")
@@ -194,7 +194,7 @@ def of_limits(low: float, high: float) -> Comparison:
     """A comparison of which these limits matter."""
     guard = Guard(name="safe", margin=0.03)
     plain = guarded_difference(guard, scores([1, 0, 1, 0]), scores([1, 1, 0, 0]))
-    return replace(plain, difference=(low + high) / 2, low=low, high=high)
+    return replace(plain, estimate=Estimate((low + high) / 2, low, high))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,8 @@ def test_a_guard_is_held_or_broken_if_its_limits_are_on_one_side_of_the_margin(
     assert guard.admits(comparison) == (outcome == "held")
     check = guard.result(comparison)
     assert (check.low, check.high, check.margin) == pytest.approx((low, high, 0.03))
-    assert (check.items, check.groups, check.level) == (4, 4, comparison.level)
+    assert (check.items, check.groups) == (4, 4)
+    assert check.level == comparison.level.confidence
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_a_guard_reads_its_own_items_at_its_own_level() -> None:
     assert some.difference == pytest.approx(alone.difference)
     assert (some.low, some.high) == pytest.approx((alone.low, alone.high))
     # Admission is one-sided at 5 %: the limits of a two-sided 90 % interval.
-    assert some.level == pytest.approx(0.9)
+    assert some.level.confidence == pytest.approx(0.9)
     # Limits that are read after a look count for as many, and for those that the soup was chosen among.
     pairs = [(soup, reference)] * 2
     for check in guard_tests([whole] * 2, pairs, looks=2, picked=1.5, limits=2):

@@ -11,14 +11,15 @@ import pytest
 from souping.analysis import NotEstimableError, surface
 from souping.analysis.surface import (
     ResponseSurface,
-    SurfaceBand,
     SurfaceLimits,
     SurfaceResult,
     band,
     design_effect,
+    differences_to_first,
     fitted_surface,
 )
-from souping.core.unit import BITS_PER_BYTE, POINTS as PERCENT
+from souping.core.types import FloatArray
+from souping.core.unit import BITS_PER_BYTE, POINTS as PERCENT, Estimate
 from souping.report.plots import FAINT, INK
 from souping.search.points import uniform, vertices, weight_grid
 from souping.search.surrogate import draws
@@ -42,7 +43,7 @@ def chances(seed: int = 1, items: int = 4000) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-def searched(seed: int, whole: bool) -> tuple[SurfaceBand, np.ndarray]:
+def searched(seed: int, whole: bool) -> tuple[Estimate[FloatArray], np.ndarray]:
     """A split, asked whole or in nested parts; the true differences [T] of the objective."""
     table = chances()
     rng = np.random.default_rng(seed)
@@ -84,7 +85,7 @@ def test_the_uniform_soup_differs_from_itself_by_nothing_and_less_asked_is_wider
     (whole, _) = searched(0, True)
     (parts, _) = searched(0, False)
     for found in (whole, parts):
-        assert found.difference[0] == 0
+        assert found.value[0] == 0
         assert abs(found.high[0]) < 1e-6
     assert (parts.high - parts.low)[4:].mean() > (whole.high - whole.low)[4:].mean()
 
@@ -95,8 +96,8 @@ def test_a_band_ends_where_no_difference_can_be() -> None:
     assert found.low.min() >= -1
     assert found.high.max() <= 1
     assert np.abs(each).max() <= 1
-    assert (found.low <= found.difference).all()
-    assert (found.difference <= found.high).all()
+    assert (found.low <= found.value).all()
+    assert (found.value <= found.high).all()
 
 
 def test_items_of_a_group_are_counted_as_alike_as_they_are() -> None:
@@ -151,7 +152,7 @@ def test_limits_are_those_of_2000_draws_widened_by_a_third() -> None:
     root = rng.standard_normal((6, 6)) / 20
     cov = root @ root.T
     mean = rng.random(6)
-    found = SurfaceBand.of(mean, cov, 0.4)
+    found = differences_to_first(mean, cov, 0.4)
     shift = np.eye(6)
     shift[:, 0] -= 1.0
     differences = shift @ cov @ shift.T
@@ -159,13 +160,10 @@ def test_limits_are_those_of_2000_draws_widened_by_a_third() -> None:
     sizes = np.abs(draws(differences, 2000)[:, 1:]) / error[1:]
     margin = 1.35 * np.quantile(sizes.max(axis=1), 0.95) * error
     expected = np.clip(mean - mean[0], -0.4, 0.4)
-    assert found.difference == pytest.approx(expected)
+    assert found.value == pytest.approx(expected)
     assert found.low == pytest.approx(np.maximum(expected - margin, -0.4), rel=1e-6)
     assert found.high == pytest.approx(np.minimum(expected + margin, 0.4), rel=1e-6)
-    assert found.difference.min() == -0.4 or found.difference.max() == 0.4
-    limits = found.at(PERCENT, 5)
-    assert limits.low == tuple(round(float(value), 6) for value in found.low[:5])
-    assert (limits.difference[0], len(limits.difference), len(limits.high)) == (0.0, 5, 5)
+    assert found.value.min() == -0.4 or found.value.max() == 0.4
 
 
 @pytest.mark.parametrize(("lowest", "scale"), [(0.0, 1.0), (0.0, 3.0), (-0.5, 1.0)])
@@ -185,9 +183,9 @@ def test_bands_follow_the_model_and_are_never_narrower(lowest: float, scale: flo
     model = fitted_surface(points, scores, categories, weights, effect=effect)
     mean, cov = model.objective()
     wider = max(1.0, model.surprise())
-    expected = SurfaceBand.of(mean, wider * cov, 1.0 if (lowest, scale) == (0, 1) else np.inf)
-    for name in ("difference", "low", "high"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name))
+    expected = differences_to_first(mean, wider * cov, 1.0 if (lowest, scale) == (0, 1) else np.inf)
+    for ends, expected_ends in zip(found, expected, strict=True):
+        assert ends == pytest.approx(expected_ends)
     for c in range(2):
         of_category = model.posterior(c).mean
         assert each[c] == pytest.approx(of_category - of_category[0])
@@ -246,9 +244,10 @@ def test_a_result_has_the_band_of_the_answers() -> None:
         [by_weights.get(tuple(np.round(point, 9).tolist()), unknown) for point in points]
     )
     expected, each = band(points, scores, table.categories, table.coefficients, groups=table.groups)
-    for key in ("difference", "low", "high"):
-        numbers = getattr(expected, key)
-        assert getattr(result.objective, key) == pytest.approx(numbers, abs=1e-6)
+    limits = result.objective
+    assert limits.difference == pytest.approx(expected.value, abs=1e-6)
+    assert limits.low == pytest.approx(expected.low, abs=1e-6)
+    assert limits.high == pytest.approx(expected.high, abs=1e-6)
     for c, name in enumerate(table.names):
         assert result.categories[name] == pytest.approx(each[c], abs=1e-6)
     assert result.width == pytest.approx((expected.high - expected.low).mean())

@@ -66,17 +66,19 @@ def same(found: LookDifference, comparison: Any, factor: int) -> None:
     assert (found.a, found.b) == (comparison.a, comparison.b)
     assert found.difference == pytest.approx(comparison.difference)
     assert (found.low, found.high) == pytest.approx((comparison.low, comparison.high))
-    assert found.p_value == pytest.approx(comparison.p_value)
-    assert found.p_look == pytest.approx(min(1.0, comparison.p_value * factor))
+    assert found.level == pytest.approx(1 - comparison.level.alpha)
+    assert found.p_value == pytest.approx(comparison.p_alone)
+    assert found.p_look == pytest.approx(min(1.0, comparison.p_alone * factor))
 
 
 def test_an_average_is_compared_with_the_last_and_with_the_mean_by_its_own_weights() -> None:
     scores = checkpoints(4)
     average = coin(50, 0.7)
     last = scores.checkpoints[-1]
-    found = scores.versus_last(average, looks=2, tests=3)
-    # The second look multiplies by 2 (2 + 1).
-    same(found, expected(LAST_CHECKPOINT, average, last, Level(2, 3)), 6)
+    found = scores.versus_last(average, Level(2, 3))
+    assert found == expected(LAST_CHECKPOINT, average, last, Level(2, 3))
+    # The second look multiplies by 2 (2 + 1), and three tests by 3.
+    assert found.p_look == pytest.approx(min(1.0, found.p_alone * 6 * 3))
     weights = (0.0, 0.2, 0.3, 0.5)
     missing = np.zeros(len(ITEMS))
     missing[3] = 1.0
@@ -92,13 +94,11 @@ def test_an_average_is_compared_with_the_last_and_with_the_mean_by_its_own_weigh
         w * checkpoint.values for w, checkpoint in zip(weights, partial.checkpoints, strict=True)
     )
     mean = ItemScores(items=ITEMS, values=np.asarray(values), unanswered=missing)
-    same(
-        partial.versus_members(average, weights),
-        expected(CHECKPOINTS_MEAN, average, mean, Level()),
-        1,
-    )
-    whole = partial.versus_members(average, weights, looks=3, tests=2)
-    same(whole, expected(CHECKPOINTS_MEAN, average, mean, Level(3, 2)), 12)
+    for level in (Level(), Level(3, 2)):
+        found = partial.versus_members(average, weights, level)
+        direct = expected(CHECKPOINTS_MEAN, average, mean, level)
+        assert found.estimate == pytest.approx(direct.estimate)
+        assert (found.level, found.p_alone) == (level, pytest.approx(direct.p_alone))
 
 
 def test_gains_of_runs_are_added_to_a_common_last_checkpoint() -> None:
@@ -136,18 +136,18 @@ def test_a_claim_about_the_recipe_takes_two_runs() -> None:
     scores = checkpoints(3)
     pairs = [(coin(60 + n, 0.7), coin(70 + n)) for n in range(3)]
     assert scores.over_runs(pairs[:1]) is None
-    found = scores.over_runs(pairs, looks=2)
+    found = scores.over_runs(pairs, Level(2))
     assert found is not None
     gains = [objective(average.values - last.values) for average, last in pairs]
     assert found.difference == pytest.approx(np.mean(gains))
     direct = contrast(gains_of_runs(scores.table, pairs), SOUP_AVERAGE, LAST_CHECKPOINT, Level(2))
-    same(found, direct, 6)
+    assert found == direct
     first = scores.over_runs(pairs[:2])
     assert first is not None
-    assert first == scores.over_runs(pairs[:2], looks=1)
-    assert first != scores.over_runs(pairs[:2], looks=2)
+    assert first == scores.over_runs(pairs[:2], Level())
+    assert first != scores.over_runs(pairs[:2], Level(2))
     average = coin(50, 0.7)
-    assert scores.versus_last(average) == scores.versus_last(average, looks=1, tests=1.0)
+    assert scores.versus_last(average) == scores.versus_last(average, Level())
 
 
 def member(k: int, tokens: float | None = None) -> Member:
@@ -180,7 +180,7 @@ def described(tokens: bool) -> Any:
     soup = coin(200, 0.7)
     others = [(coin(60 + n, 0.7), coin(70 + n)) for n in range(2)]
     weights = (0.0, 0.0, 0.5, 0.5)
-    found = describe(trajectory, weights, search, trials, report, soup, others, 2)
+    found = describe(trajectory, weights, search, trials, report, soup, others, Level(2))
     return found, listed, trials, search, report, soup, others
 
 

@@ -231,7 +231,10 @@ def test_wilsons_interval_is_that_of_the_items_in_question_alone() -> None:
     assert first.gained == ItemShare(items=0.0, share=None, low=None, high=None)
     expected = rate(ModelScores(items=one_category(np.arange(3)), values=np.array([1.0, 1.0, 0.0])))
     assert second.kept == ItemShare(
-        items=3.0, share=expected.mean, low=expected.low, high=expected.high
+        items=3.0,
+        share=expected.estimate.value,
+        low=expected.estimate.low,
+        high=expected.estimate.high,
     )
     assert [(row.fail, row.items, row.share) for row in result.by_failures] == [
         (0, 3, pytest.approx(2 / 3)),

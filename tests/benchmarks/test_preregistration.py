@@ -109,3 +109,13 @@ def test_git_has_one_version_of_the_page() -> None:
     """An unpacked archive has no history, and before the page is written there is nothing to see."""
     if (ROOT / ".git").exists() and (ROOT / PAGE).exists():
         assert committed_versions() == [page_id()]
+
+
+def test_families_are_younger_than_the_page_they_wait_for() -> None:
+    if not (ROOT / ".git").exists():
+        return  # an unpacked archive has no history
+    for path in FOLDER.glob(f"*{SUFFIX}"):
+        added = git(ROOT, "log", "--diff-filter=A", "--format=%H", "--", str(path)).split()
+        if added and not path.name.startswith("exploratory"):
+            page = git(ROOT, "log", "--format=%H", "--", PAGE)
+            git(ROOT, "merge-base", "--is-ancestor", page, added[-1])

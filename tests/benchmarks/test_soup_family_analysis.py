@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.soup_families import estimates, view
+from benchmarks.soup_families import estimates, report, view
 from benchmarks.soup_families.__main__ import main
-from benchmarks.soup_families.choices import means
+from benchmarks.soup_families.choices import best, experts, means
 from benchmarks.soup_families.correlating import consistency, low_share, permuted_share
 from benchmarks.soup_families.design import factorial
 from benchmarks.soup_families.estimates import greedy, percentile, router
@@ -23,7 +23,8 @@ from benchmarks.soup_families.inference import (
     sample,
     within,
 )
-from benchmarks.soup_families.matrices import Matrix, save
+from benchmarks.soup_families.matrices import Matrix, load, path_of, save
+from benchmarks.soup_families.merging import Subset
 from benchmarks.soup_families.predicting import predictors, same_items
 from benchmarks.soup_families.view import PLACES, View, failure
 from tests.support.soup_families import matrix
@@ -179,7 +180,7 @@ def test_low_correlation_is_the_rule_of_the_product() -> None:
 def test_mixtures_of_one_ingredient_are_that_ingredient(family: View) -> None:
     found = consistency(family)
     assert 0 < found["|rho| of tunes"] < 1
-    single = (family.matrix.facts.experts[0],)
+    single: Subset = (family.matrix.facts.experts[0],)
     points = {single: np.ones((1, 1))}
     facts = dataclasses.replace(family.matrix.facts, experts=single)
     one = Matrix(facts=facts, points=points, answers=family.matrix.answers)
@@ -199,17 +200,25 @@ def test_the_report_has_the_hypotheses_and_every_gain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(view, "SEARCHES", 1)
+    monkeypatch.setattr(view, "SELECTIONS", 2)
     monkeypatch.setattr(estimates, "DRAWS_OF_ALL", 1)
     monkeypatch.setattr(estimates, "searched", lambda weights, answers, category, items: 0)
     for number in range(3):
         save(matrix(number, name=f"exploratory-{number:02d}"), tmp_path)
+        save(matrix(number, name=f"confirmatory-{number:02d}"), tmp_path)
     main(["report", "--folder", str(tmp_path), "--out", str(tmp_path / "page.md")])
     text = capsys.readouterr().out
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
     assert "## Exploratory: 3 families" in text
-    assert "not shown" not in text  # only confirmatory families decide
     for name in ("| a |", "| b |", "| c |", "| d |", "router by category", "greedy soup"):
-        assert name in text
+        assert text.count(name) == 1  # nothing of 3 confirmatory families is shown
+    assert "shown |" not in text
+
+    monkeypatch.setattr(report, "CONFIRMATORY", 3)
+    main(["report", "--folder", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert text.count("| a |") == 2
+    assert text.count("shown |") == 4
 
 
 def test_a_folder_without_families_is_named(
@@ -219,3 +228,26 @@ def test_a_folder_without_families_is_named(
         main(["report", "--folder", str(tmp_path)])
     assert refusal.value.code == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+# ------------------------------------------------------------ figures of the families that are committed
+
+
+@pytest.fixture(scope="module")
+def first() -> View:
+    return View(matrix=load(path_of("exploratory-00")))
+
+
+def test_committed_figures_are_computed_from_their_matrix(first: View) -> None:
+    assert round(estimates.selected(first)["experts - top"], 2) == -0.29
+    found = same_items(first)
+    assert round(found["reported gain"] - found["true gain"], 2) == 1.67
+    routed = [router(first, first.selecting | draw) for draw in first.searches()]
+    assert round(float(np.mean(routed)), 2) == 68.97
+
+
+def test_ingredients_are_selected_on_the_items_for_selection(first: View) -> None:
+    facts = first.matrix.facts
+    scores = means(first.tunes[:, first.selecting], first.category[first.selecting])
+    assert experts(scores) == facts.experts
+    assert best(scores, len(facts.experts)) == facts.best

@@ -88,7 +88,7 @@ def test_scores_are_greedy_decoding() -> None:
 
 def decoded(row: torch.Tensor, items: Items, place: int) -> list[int]:
     """What a model writes, token by token."""
-    tokens = items.tokens[place, : items.start[place]].tolist()
+    tokens: list[int] = items.tokens[place, : items.start[place]].tolist()
     for _ in range(items.end[place] - items.start[place]):
         logits = TINY.logits(row[None].bfloat16(), torch.tensor([tokens]))
         tokens.append(int(logits[0, 0, -1].argmax()))

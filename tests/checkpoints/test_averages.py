@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from souping.checkpoints.sharded import EMA_STATE, has_average
+from souping.checkpoints.sharded import has_average
+from souping.checkpoints.trainers import TRAINERS
 from souping.trajectory import TrajectoryPool
 from tests.support.trainers import ARCHIVES, unpacked
 
@@ -241,5 +242,6 @@ def test_the_average_in_torchtitans_optimiser_state_is_found(tmp_path: Path) -> 
 def test_a_metadata_of_repeated_words_is_searched_in_one_pass(tmp_path: Path, text: str) -> None:
     (tmp_path / ".metadata").write_text(text * 200_000)
     assert not has_average(tmp_path)
-    assert EMA_STATE.fullmatch(text * 200_000) is None
-    assert EMA_STATE.fullmatch(f"ema_{text}.state." * 50_000) is None
+    (state,) = [re.compile(each.average_state) for each in TRAINERS if each.average_state]
+    assert state.fullmatch(text * 200_000) is None
+    assert state.fullmatch(f"ema_{text}.state." * 50_000) is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.cli.help import choices, groups
+from souping.cli.choice_files import choices, groups
 from souping.core.scores import read_table
 from souping.search import points as simplex
 from souping.search.points import Grid

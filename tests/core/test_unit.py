@@ -11,7 +11,7 @@ import pytest
 
 from souping.core.reading import read
 from souping.core.text import confidence
-from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit
+from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Estimate, Unit
 
 COUNT = Unit(
     name="words",
@@ -39,17 +39,14 @@ def test_scores_come_out_as_they_went_in(one: Unit) -> None:
 def test_points_are_fractions_to_the_last_bit() -> None:
     for value in (0.1, 1 / 3, 0.7812):
         assert POINTS.inner(value) == POINTS.raw(value) == value
-    table = {"mean": 0.1, "low": 0.0, "high": 1 / 3, "n": 3}
-    assert POINTS.raw_table(table) == table
+    estimate = Estimate(0.1, 0.0, 1 / 3)
+    assert POINTS.raw_estimate(estimate) == estimate
     assert read(Unit, None) == POINTS
 
 
 def test_a_loss_is_turned_round_with_its_limits() -> None:
-    inner = {"difference": 0.02, "low": -0.01, "high": 0.05, "p_value": 0.5}
-    found = BITS_PER_BYTE.raw_table(inner)
-    assert found == pytest.approx(
-        {"difference": -0.01, "low": -0.025, "high": 0.005, "p_value": 0.5}
-    )
+    found = BITS_PER_BYTE.raw_estimate(Estimate(0.02, low=-0.01, high=0.05))
+    assert found == pytest.approx(Estimate(-0.01, low=-0.025, high=0.005))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,12 +142,10 @@ def test_every_answer_says_how_it_ended(served: HeldModel, items: tuple[Item, ..
     one = next(one for one in items if one.id == cut.item)
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
     change = next(n for n, token in enumerate(cut.tokens) if token != cut.tokens[0])
-    ending = SimpleNamespace(
-        **{**vars(served), "eos_token_ids": (cut.tokens[change], served.tokenizer.eos_token_id)}
-    )
+    ending = served.ending_at(cut.tokens[change], served.tokenizer.eos_token_id)
     # alone, and padded beside longer answers
     for others in ([], [other for other in items if other != one][:5]):
-        ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]  # type: ignore[arg-type]
+        ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]
         assert (ended.outcome, ended.tokens) == ("finished", cut.tokens[: change + 1])
         assert ended.output == cut.output[:change]  # the end is no part of the text
         stop = replace(LOCAL, max_new_tokens=40, stop=[cut.output[change]])

@@ -25,6 +25,7 @@ from souping.merge import CandidatePool, Vocab
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.adapters import AdapterPool
 from souping.merge.backend import MergeBackend
+from souping.merge.kernels import METHODS
 from souping.merge.local import FullModelPool, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from tests.conftest import ROOT
@@ -318,11 +319,10 @@ def test_whatever_was_poured_before_a_pour_equals_what_is_written(
     tmp_path: Path, method: str
 ) -> None:
     folders = pool_of(tmp_path)
-    merge = LocalMerge(method=method)
-    half = LocalMerge(method=method, dtype="float32")
-    if method in ("task_arithmetic", "model_stock"):
-        merge = replace(merge, base_model=str(folders["m2"]))
-        half = replace(half, base_model=str(folders["m2"]), scale=0.5)
+    merge = LocalMerge(
+        method=method, base_model=str(folders["m2"]) if METHODS[method].base else None
+    )
+    half = replace(merge, dtype="float32", scale=0.5 if METHODS[method].base else 1.0)
     recipes = []
     weights = ((0.35, 0.65, 0.0), (0.9, 0.1, 0.0), (0.0, 1.0, 0.0), (0.35, 0.65, 0.0))
     for pool in (merge.open(folders), half.open(folders)):

@@ -18,7 +18,7 @@ from souping.paper.published import PAPER_TABLES, PaperTable
 from souping.paper.readings import CLUSTERS, STATED, Sign, Ties, reading, spans
 from souping.paper.reproduction import PaperFigures, PaperResult
 from souping.report.analysis_results import drawings, read_content
-from souping.report.render import markdown
+from souping.report.report_page import markdown
 from souping.selection import SoCECluster
 from tests.conftest import PAPER, Cli
 from tests.support.analyses import result_json, run_of

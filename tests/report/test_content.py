@@ -18,7 +18,7 @@ from souping.core.types import UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.analysis_results import UserResult, read_content
 from souping.report.content import Report, SelectionFile, TrialRow
-from souping.report.render import markdown
+from souping.report.report_page import markdown
 from souping.report.run_files import as_json, read_report, read_trials, write_trials
 from souping.runs.analyses import analysis_results
 from tests.conftest import ROOT

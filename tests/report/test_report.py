@@ -23,7 +23,7 @@ from souping.core.types import SearchEnd, StopReason
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.report.analysis_results import read_content
 from souping.report.content import TrialRow
-from souping.report.render import markdown, page, report_table
+from souping.report.report_page import markdown, page, report_table
 from souping.report.run_files import as_json, draw, search_summary, write_report, write_trials
 from souping.report.sections import ended
 from tests.support.html import outline

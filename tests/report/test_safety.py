@@ -23,7 +23,8 @@ from souping.report.content import ExpectedSummary, TrialRow
 from souping.report.format import escape_markdown, quoted
 from souping.report.jobs import SweepJob, best_jobs, sweep_lines, write_sweep
 from souping.report.plots import forest
-from souping.report.render import also_table, markdown, page, plain_table, report_table
+from souping.report.render import plain_table
+from souping.report.report_page import also_table, markdown, page, report_table
 from souping.report.run_files import csv_cell, write_report, write_trials
 from souping.report.tables import expected_scores
 from souping.runs.run_report import card

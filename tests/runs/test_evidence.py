@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.report.analysis_results import read_content
-from souping.report.render import markdown, report_table
+from souping.report.content import Report
+from souping.report.report_page import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.runs import evidence
+from souping.runs.evidence import ContenderScores, VerdictTerms
 from souping.runs.expected import FALSE_ALARM, check_expected
 from souping.runs.settings import Expectation, expectations
 from souping.runs.state import Contender, ContenderKind, ExtraBenchmark
@@ -44,8 +46,22 @@ def table_of(value: Any) -> dict[str, Any]:
     return table
 
 
-def gather(*arguments: Any) -> dict[str, Any]:
-    return table_of(evidence.gather_evidence(*arguments))
+def gather(
+    contenders: Sequence[Contender],
+    measured: Mapping[str, ItemScores],
+    *,
+    unit: Unit = POINTS,
+    selected: Sequence[str] = ("a", "b"),
+    look: int = 1,
+    margin: float = 0.01,
+) -> dict[str, Any]:
+    """What the report's file has of the evidence."""
+    *others, soup = contenders
+    models = ContenderScores(
+        unit=unit, soup=soup, others=others, scores=measured, objective=Mean(), look=look
+    )
+    terms = VerdictTerms(selected=selected, margin=margin, length_key="evaluator.max_new_tokens")
+    return table_of(evidence.gather_evidence(Report(name="run", unit=unit), models, terms))
 
 
 def by_category(unit: Unit, pairs: Sequence[evidence.Pair]) -> list[dict[str, Any]]:
@@ -77,9 +93,7 @@ def gathered(
         SINGLES["b"].id: scores(level(0.3)),
         SOUP.id: soup,
     }
-    return gather(
-        POINTS, rows, measured, Mean(), ("a", "b"), look, margin, "evaluator.max_new_tokens"
-    )
+    return gather(rows, measured, look=look, margin=margin)
 
 
 def test_what_was_lost_is_said_under_the_headline() -> None:
@@ -105,7 +119,7 @@ def test_a_soup_that_is_the_best_candidate_lost_nothing() -> None:
         Contender(name="a", kind=kind, recipe=SINGLES["a"])
         for kind in ("ingredient", "best_candidate", "soup")
     ]
-    found = gather(POINTS, rows, {SINGLES["a"].id: scores(level(0.6))}, Mean(), ("a", "b"), 1)
+    found = gather(rows, {SINGLES["a"].id: scores(level(0.6))})
     assert found.get("losses") is None
     assert losses(read_content(found)) == []
     assert {pair["test"] for pair in found["comparisons"]} == {"same model"}
@@ -228,8 +242,7 @@ def test_one_soup_under_two_names_is_one_test_of_holms() -> None:
         uniform.id: scores(level(0.62), seed=5),
         SOUP.id: scores(level(0.7), seed=6),
     }
-    settings = (measured, Mean(), ("a",), 1, 0.01, "evaluator.max_new_tokens")
-    compared = gather(POINTS, [*singles, *rows, soup], *settings)["comparisons"]
+    compared = gather([*singles, *rows, soup], measured, selected=("a",))["comparisons"]
     baselines = [c for c in compared if c["kind"] in names]
     assert [c["p_holm"] for c in baselines] == [c["p_look"] for c in baselines]
     assert [c["p_holm"] for c in compared if c["kind"] in kinds] == [None, None]
@@ -253,7 +266,7 @@ def test_p_values_of_the_baselines_are_corrected_for_looks_and_by_holm(look: int
         top_models.id: scores(level(0.61), seed=5),
         SOUP.id: scores(level(0.7), seed=6),
     }
-    found = gather(POINTS, rows, measured, Mean(), ("a",), look, 0.01, "")["comparisons"]
+    found = gather(rows, measured, selected=("a",), look=look)["comparisons"]
     p_values = {row["kind"]: row["p_value"] for row in found}
     assert 0 < p_values["uniform_all"] < p_values["uniform_topk"] < 1 / 12
     factor = look * (look + 1) if look > 1 else 1
@@ -289,10 +302,12 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
         SINGLES["a"].id: scores(level(0.6), seed=20),
         SOUP.id: scores(level(0.7), seed=21),
     }
-    table = ItemTable.of(ITEMS, Mean())
-    first = evidence.Pair.of(soup, rows[0], measured, table, 1, known)
-    second = evidence.Pair.of(soup, rows[0], measured, table, 2, None)
-    picked = evidence.Pair.of(soup, rows[0], measured, table, 2, known)
+    models = ContenderScores(
+        unit=POINTS, soup=soup, others=rows[:1], scores=measured, objective=Mean(), known=known
+    )
+    (first,) = models.pairs
+    (second,) = replace(models, look=2, known=None).pairs
+    (picked,) = replace(models, look=2).pairs
     assert (first.level.tests, second.level.tests) == (1.0, 1.0)
     assert 2 + 1 < picked.level.tests <= 2 + 10
     answered = evidence.Pair.of(
@@ -301,9 +316,9 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     assert picked.level.tests == pytest.approx(answered.level.tests + 2)
     before = second.compare()
     after = picked.compare()
-    assert after.level == before.level
-    assert after.p_value == pytest.approx(
-        picked.level.tests * before.p_value, rel=0.6
+    assert (before.level, after.level) == (second.level, picked.level)
+    assert after.p_family == pytest.approx(
+        picked.level.tests * before.p_family, rel=0.6
     )  # a dozen of the patterns
     assert after.high - after.low > before.high - before.low
 
@@ -332,7 +347,7 @@ def test_losses_have_limits_that_hold_at_once() -> None:
         zeros = np.zeros(mask.sum(), dtype=np.int64)
         alone = compare("s", "a", soup.values[mask], single.values[mask], zeros, groups, np.ones(1))
         assert told["low"] < alone.low < alone.high < told["high"]
-        assert told["p_value"] >= alone.p_value
+        assert told["p_value"] >= alone.p_alone
         assert (told["p_value"] < 0.05) == (told["low"] > 0 or told["high"] < 0)
     later = gathered(soup, a=single, look=2)["losses"]["categories"]
     assert all(
@@ -443,8 +458,8 @@ def test_a_lower_loss_is_better_wherever_a_report_says_so() -> None:
     rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
     rows.append(Contender(name="a", kind="best_candidate", recipe=SINGLES["a"]))
     rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
-    found = gather(BITS_PER_BYTE, rows, measured, Mean(), ("a", "b"), 1)
-    page = markdown(read_content({**found, "unit": asdict(BITS_PER_BYTE)}), [])
+    found = gather(rows, measured, unit=BITS_PER_BYTE)
+    page = markdown(read_content(found), [])
     means = {row["name"]: row["objective"]["mean"] for row in found["rows"]}
     assert means == pytest.approx({"a": 1.1, "b": 1.5, "soup": 1.07}, abs=0.02)
     pair = next(one for one in found["comparisons"] if one["b"] == "a")

@@ -21,12 +21,13 @@ from souping.core.scores import Mean, WorstCategory
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
 from souping.report.analysis_results import read_content
+from souping.report.content import Report
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
-from souping.report.render import markdown, report_table
+from souping.report.report_page import markdown, report_table
 from souping.report.sections import losses, report_findings, summary
 from souping.report.tables import compared, shown_models, summary_table
-from souping.runs.evidence import gather_evidence
+from souping.runs.evidence import ContenderScores, VerdictTerms, gather_evidence
 from souping.runs.state import Contender
 from souping.statistics.levels import holm
 from tests.conftest import Cli, make_items, pool_of, recipe, report_of
@@ -81,9 +82,16 @@ def report(
     measured = {SINGLES[name].id: own for name, own in experts.items()}
     measured |= {UNIFORM.id: right(w=0.55, x=0.55), SOUP.id: soup}
     measured.setdefault(rows[-2].recipe.id, router.scores)
-    evidence = to_json(
-        gather_evidence(POINTS, rows, measured, objective or Mean(), ("a", "b"), look)
+    models = ContenderScores(
+        unit=POINTS,
+        soup=rows[-1],
+        others=rows[:-1],
+        scores=measured,
+        objective=objective or Mean(),
+        look=look,
     )
+    terms = VerdictTerms(selected=("a", "b"))
+    evidence = to_json(gather_evidence(Report(name="run"), models, terms))
     assert isinstance(evidence, dict)
     models = len(set(router.routes.values()))
     score = float(router.scores.values.mean())

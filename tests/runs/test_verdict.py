@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from souping.analysis.alternatives import Alternatives, alternatives, best_by_category, routed
+from souping.analysis.alternatives import best_by_category, routed, with_alternatives
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
-from souping.core.unit import POINTS
-from souping.report.content import Router, UpperBound
+from souping.core.unit import POINTS, Estimate
+from souping.report.content import Report, Router, UpperBound
 from souping.runs.verdict import Verdict, power_in_words, power_summary, verdict
 from souping.statistics.comparison import Comparison
+from souping.statistics.levels import Level
 from souping.statistics.power import Power
 
 CANDIDATES = ("ace", "bit", "cow")
@@ -25,27 +26,26 @@ NEARLY = {name: (difference, p / 10) for name, (difference, p) in FAR.items()}
 Figures = dict[str, tuple[float, float]]
 
 
-def against(name: str, difference: float, p_value: float, soup: str = "soup") -> Comparison:
-    """The soup against a candidate on 600 items in 300 groups."""
+def minus(
+    name: str, difference: float, p_value: float, look: int = 1, soup: str = "soup"
+) -> Comparison:
+    """A soup minus a model on 600 items."""
     return Comparison(
         a=soup,
         b=name,
-        difference=difference,
-        low=difference - 0.02,
-        high=difference + 0.02,
-        p_value=p_value,
+        estimate=Estimate(difference, difference - 0.02, difference + 0.02),
+        level=Level(look),
+        p_alone=p_value,
+        test="",
         n=600,
         groups=300,
         discordant=0.1,
-        test="",
     )
 
 
-def say(figures: Figures, **change: Any) -> Verdict:
+def say(figures: Figures, look: int = 1, **change: Any) -> Verdict:
     """The verdict on {candidate: (difference, p)}; two ingredients unless changed."""
-    comparisons = [
-        against(name, difference, p_value) for name, (difference, p_value) in figures.items()
-    ]
+    comparisons = [minus(name, d, p, look) for name, (d, p) in figures.items()]
     setting = {
         "candidates": CANDIDATES,
         "best_candidate": "ace",
@@ -137,7 +137,7 @@ def test_the_strongest_claim_that_holds(
         p_value if p_value is None else pytest.approx(p_value),
     )
     assert words in claimed.sentence
-    assert json.loads(json.dumps(asdict(claimed))) == asdict(claimed)
+    assert json.loads(json.dumps(claimed._asdict())) == claimed._asdict()
 
 
 def test_no_candidate_but_the_searchs_is_kept() -> None:
@@ -153,8 +153,8 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
 
 
 def test_comparisons_of_another_soup_make_no_claim() -> None:
-    worse = [against(name, -0.04, 0.001) for name in CANDIDATES]
-    better = [against(name, 0.04, 0.001, soup="uniform") for name in CANDIDATES]
+    worse = [minus(name, -0.04, 0.001) for name in CANDIDATES]
+    better = [minus(name, 0.04, 0.001, soup="uniform") for name in CANDIDATES]
     claims = set()
     for order in ([*worse, *better], [*better, *worse]):
         shown = verdict(
@@ -205,11 +205,12 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
     routes = best_by_category(list(ingredients), table, [item.category for item in ITEMS])
     router = routed(ingredients, routes, table.models)
-    found = alternatives(POINTS, 0.9, scores(1, 1, 1, 0), ingredients, router, Mean())
+    report = Report(name="run")
+    found = with_alternatives(report, 0.9, scores(1, 1, 1, 0), ingredients, router, Mean())
     losses = scores(31, 30, 29, 30)
     router = routed({"a": losses}, dict.fromkeys(routes, "a"), table.models)
-    without_fractions = alternatives(POINTS, 30.0, losses, {"a": losses}, router, Mean())
-    assert without_fractions == Alternatives(selection_bias=0.0)
+    without_fractions = with_alternatives(report, 30.0, losses, {"a": losses}, router, Mean())
+    assert without_fractions == replace(report, selection_bias=0.0)
     assert found.selection_bias == pytest.approx(0.15)
     assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)
     assert found.upper_bound == UpperBound(score=1.0, models=2, answers=2)

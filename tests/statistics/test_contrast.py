@@ -78,7 +78,7 @@ def test_the_p_value_of_the_flips_is_that_of_scipys_permutation_test() -> None:
     )
     scores = pooled(metric("t", {"a": a, "b": b}))
     assert sign_flip(scores.difference("a", "b")) == pytest.approx(expected.pvalue)
-    assert contrast(scores, "a", "b").p_value >= expected.pvalue
+    assert contrast(scores, "a", "b").p_alone >= expected.pvalue
 
 
 def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
@@ -88,8 +88,8 @@ def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
     exact = stats.binomtest(9, 12).pvalue
     assert sign_flip(scores.difference("a", "b")) == pytest.approx(exact)
     found = contrast(scores, "a", "b")
-    assert exact * (1 - 1e-9) <= found.p_value < 1.1 * exact  # the margins for what was not seen
-    assert (found.low > 0) == (found.p_value < 0.05)
+    assert exact * (1 - 1e-9) <= found.p_alone < 1.1 * exact  # the margins for what was not seen
+    assert (found.low > 0) == (found.p_alone < 0.05)
 
 
 def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
@@ -103,7 +103,7 @@ def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
         groups=np.repeat(np.arange(20), 5).tolist(),
     )
     together = contrast(pooled(copies), "a", "b")
-    assert together.p_value == pytest.approx(alone.p_value)
+    assert together.p_alone == pytest.approx(alone.p_alone)
     assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
     # ignoring groups is too narrow
     assert contrast(pooled(metric("t", copies.scores)), "a", "b").high < together.high
@@ -122,7 +122,7 @@ def test_a_metric_of_which_less_is_better_is_turned(is_mean: bool) -> None:
         pooled(metric("t", {"a": a, "b": b}, is_mean=is_mean, higher_is_better=False)), "a", "b"
     )
     assert less.difference == pytest.approx(-plain.difference)
-    assert less.p_value == pytest.approx(plain.p_value)
+    assert less.p_alone == pytest.approx(plain.p_alone)
 
 
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers() -> None:
@@ -194,7 +194,9 @@ def test_tests_widen_the_interval() -> None:
     whole = pooled(metric("t", {"a": a, "b": b}))
     widths = [contrast(whole, "a", "b", Level(tests=k)).high for k in (1, 6, 12)]
     assert sorted(widths) == widths
-    assert contrast(whole, "a", "b", Level(tests=12)).level == pytest.approx(1 - 0.05 / 12)
+    assert contrast(whole, "a", "b", Level(tests=12)).level.confidence == pytest.approx(
+        1 - 0.05 / 12
+    )
 
 
 def test_the_detectable_difference_is_that_of_the_formula() -> None:
@@ -235,7 +237,7 @@ def test_missing_answers_bound_interval_and_p_value_at_opposing_corners(
     scores = pooled(metric("t", counted, missing={lost: gone}))
     found = contrast(scores, "a", "b")
     assert found.difference * side < 0
-    assert found.p_value > 0.05
+    assert found.p_alone > 0.05
     assert found.low < 0 < found.high
     plain = contrast_at(scores.scored, "a", "b", tested=False)
     assert not plain.low <= 0 <= plain.high
@@ -257,8 +259,8 @@ def test_limits_are_the_same_without_a_p_value(items: int, graded: bool, tests: 
     for table in (pooled(*tables), pooled(tables[0])):
         with_p = contrast(table, "a", "b", Level(tests=tests))
         without = contrast(table, "a", "b", Level(tests=tests), tested=False)
-        assert np.isnan(without.p_value)
-        assert replace(without, p_value=with_p.p_value) == with_p
+        assert np.isnan(without.p_alone)
+        assert replace(without, p_alone=with_p.p_alone) == with_p
 
 
 def test_missing_answers_leave_a_model_among_the_best() -> None:

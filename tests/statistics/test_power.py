@@ -87,7 +87,7 @@ def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() 
     right = {name: (rng.random((4, 300)) < 0.6).astype(float) for name in "ab"}
     table = ScoreTable.complete(one_category(np.arange(300)), right)
     comparison = contrast(table, "a", "b")
-    power = RunPower(comparison=comparison, scores=table, a="a", b="b")
+    power = RunPower(comparison=comparison, scores=table)
     assert comparison.degrees == 6
     for margin in (0.5 * power.detectable(), power.detectable(), 2 * power.detectable()):
         needed = power.items_for(margin)
@@ -97,7 +97,7 @@ def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() 
     # A shift of a whole run does not get smaller on more items.
     shifted = {"a": right["a"] * 0 + np.array([[0.2], [0.4], [0.6], [0.3]]), "b": right["b"]}
     table = ScoreTable.complete(one_category(np.arange(300)), shifted)
-    power = RunPower(comparison=contrast(table, "a", "b"), scores=table, a="a", b="b")
+    power = RunPower(comparison=contrast(table, "a", "b"), scores=table)
     assert power.items_for(0.01) is None
 
 
@@ -257,7 +257,7 @@ def test_items_for_a_margin_solve_the_quadratic(step: float, margin: float) -> N
         one_category(np.arange(400)), {name: rng.random(400) for name in "ab"}
     )
     comparison = replace(contrast(table, "a", "b"), step=step)
-    half = (comparison.high - comparison.low) / 2
+    half = max(comparison.high - comparison.difference, comparison.difference - comparison.low)
     z = stats.norm.ppf(0.975)
     width = half * (z + stats.norm.ppf(0.8)) / z
     assert detectable(comparison) == pytest.approx(width + step)
@@ -276,14 +276,16 @@ def test_more_runs_and_more_items_shrink_their_own_parts(more: int, times: float
         {name: 0.5 + runs + rng.normal(0, 0.2, (len(runs), 200)) for name, runs in shift.items()},
     )
     comparison = contrast(table, "a", "b")
-    power = RunPower(comparison=comparison, scores=table, a="a", b="b")
+    power = RunPower(comparison=comparison, scores=table)
     parts = split_variance(table.scored, "a", "b")
     lasting = min(parts.runs or 0.0, parts.run_means)
     of_runs = lasting + (parts.run_means - lasting) / times
     of_runs *= (1 / (4 + more) + 1 / (3 + more)) / (1 / 4 + 1 / 3)
     total = (parts.total - parts.run_means) / times + of_runs
-    _, now = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
-    _, then = errors_for_power(comparison.level, comparison.degrees + 2 * more, of_runs / total)
+    _, now = errors_for_power(comparison.level.confidence, comparison.degrees, comparison.run_share)
+    _, then = errors_for_power(
+        comparison.level.confidence, comparison.degrees + 2 * more, of_runs / total
+    )
     expected = detectable(comparison) * then / now * math.sqrt(total / parts.total)
     assert power.detectable(more, times) == pytest.approx(expected)
 
@@ -294,6 +296,6 @@ def test_without_runs_items_alone_count() -> None:
         one_category(np.arange(200)), {name: rng.random(200) for name in "ab"}
     )
     comparison = contrast(table, "a", "b")
-    power = RunPower(comparison=comparison, scores=table, a="a", b="b")
+    power = RunPower(comparison=comparison, scores=table)
     assert power.detectable(times_items=4.0) == pytest.approx(detectable(comparison) / 2)
     assert power.items_for(0.02) == items_for(comparison, 0.02)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from souping.core.types import FloatArray
-from souping.core.unit import POINTS
+from souping.core.unit import POINTS, Estimate
+from souping.report.content import RowDifference
 from souping.statistics.comparison import (
     EVERY,
     Comparison,
@@ -25,7 +26,6 @@ from souping.statistics.comparison import (
     split_variance,
 )
 from souping.statistics.joint import (
-    CategoryComparison,
     JointFlips,
     MaxTReach,
     compare_in_categories,
@@ -159,9 +159,8 @@ def test_a_difference_of_runs_has_banerjees_interval() -> None:
     parts = split_variance(table, "a", "b")
     found = contrast_at(table, "a", "b", Level(2, 3))
     alpha = 0.05 / 6 / 3
-    assert found.level == pytest.approx(1 - alpha)
-    assert found.degrees == 4
-    assert found.run_share == pytest.approx(parts.run_means / parts.total)
+    assert found.level.confidence == pytest.approx(1 - alpha)
+    assert (found.degrees, found.run_share) == (4, pytest.approx(parts.run_means / parts.total))
     z = stats.norm.isf(alpha / 2)
     t = stats.t.isf(alpha / 2, 4)
     width = math.sqrt(z**2 * (parts.total - parts.run_means) + t**2 * parts.run_means)
@@ -173,9 +172,11 @@ def test_a_difference_of_runs_has_banerjees_interval() -> None:
 # What is made of several comparisons
 
 
-def comparison(difference: float, low: float, high: float, p_value: float = 0.04) -> Comparison:
+def comparison(
+    difference: float, low: float, high: float, p_value: float = 0.04, level: Level = FIRST_LOOK
+) -> Comparison:
     return Comparison(
-        a="a", b="b", difference=difference, low=low, high=high, p_value=p_value, test="t",
+        a="a", b="b", estimate=Estimate(difference, low, high), level=level, p_alone=p_value, test="t",
         n=9, groups=8, discordant=0.5, step=0.1, degrees=5.0, run_share=0.5,
     )  # fmt: skip
 
@@ -184,9 +185,9 @@ def test_what_holds_for_all_corners_reaches_from_the_lowest_to_the_highest_limit
     first = comparison(0.1, 0.02, 0.2, 0.03)
     second = comparison(0.05, 0.01, 0.3, 0.04)
     both = bounded([first, second])
-    assert both == replace(first, low=0.01, high=0.3, p_value=0.04)
-    assert bounded([first, comparison(-0.1, -0.2, 0.0, 0.01)]).p_value == 1.0
-    assert bounded([first, comparison(0.0, -0.2, 0.1, 0.9)]).p_value == 1.0
+    assert both == replace(first, estimate=Estimate(0.1, 0.01, 0.3), p_alone=0.04)
+    assert bounded([first, comparison(-0.1, -0.2, 0.0, 0.01)]).p_alone == 1.0
+    assert bounded([first, comparison(0.0, -0.2, 0.1, 0.9)]).p_alone == 1.0
     assert bounded([second, first]).difference == 0.05
 
 
@@ -198,21 +199,30 @@ def test_better_than_every_needs_every_difference_above_0() -> None:
 
 
 def test_a_comparison_among_several_has_the_familys_level() -> None:
-    found = comparison(0.1, 0.02, 0.2, 0.004).among_tests(Level(2, 5))
-    assert found.level == pytest.approx(1 - 0.05 / 6)
-    assert found.p_value == pytest.approx(0.02)
-    assert found.tests == 5
-    assert comparison(0.1, 0.02, 0.2, 0.4).among_tests(Level(1, 5)).p_value == 1.0
-    row = found.raw(POINTS)
-    assert row["difference"] == pytest.approx(0.1)
-    assert {"step", "degrees", "run_share", "tests"}.isdisjoint(row)
-    assert (row["n"], row["groups"], row["discordant"]) == (9, 8, 0.5)
+    """Its p-value is multiplied by the tests, and by k (k + 1) at look k; its row has the level of all tests."""
+    found = comparison(0.1, 0.02, 0.2, 0.004, Level(2, 5))
+    assert found.level.confidence == pytest.approx(1 - 0.05 / 30)
+    assert (found.p_alone, found.p_family, found.p_look) == pytest.approx((0.004, 0.02, 0.12))
+    capped = comparison(0.1, 0.02, 0.2, 0.4, Level(1, 5))
+    assert (capped.p_family, capped.p_look) == (1.0, 1.0)
+    row = RowDifference.of(found, POINTS)
+    assert (row.difference, row.low, row.high) == pytest.approx((0.1, 0.02, 0.2))
+    assert (row.level, row.p_value, row.p_look) == pytest.approx((1 - 0.05 / 6, 0.02, 0.12))
+    assert (row.n, row.groups, row.discordant) == (9, 8, 0.5)
+
+
+def test_what_a_report_lacks_of_a_comparison_serves_power() -> None:
+    """A new field is shown in the rows, or named here."""
+    names = {field.name for field in fields(Comparison)} - {
+        field.name for field in fields(RowDifference)
+    }
+    assert names == {"estimate", "p_alone", "step", "degrees", "run_share"}
 
 
 def test_a_model_is_no_different_from_itself() -> None:
     found = same_model(ITEMS, "a", "b", Level(2, 1))
-    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
-    assert (found.level, found.n, found.groups, found.discordant) == (1 - 0.05 / 6, 50, 50, 0)
+    assert (found.difference, found.low, found.high, found.p_alone) == (0, 0, 0, 1)
+    assert (found.level, found.n, found.groups, found.discordant) == (Level(2, 1), 50, 50, 0)
 
 
 def test_an_objective_that_bends_is_tested_in_every_category() -> None:
@@ -226,7 +236,7 @@ def test_an_objective_that_bends_is_tested_in_every_category() -> None:
     worst = [min(row[:30].mean(), row[30:].mean()) for row in (a, b)]
     assert found.difference == pytest.approx(worst[0] - worst[1])
     assert (found.low, found.high) == (min(c.low for c in alone), max(c.high for c in alone))
-    assert found.p_value == max(c.p_value for c in alone)
+    assert found.p_alone == max(c.p_alone for c in alone)
     assert found.test == EVERY
 
 
@@ -238,8 +248,7 @@ def test_the_least_difference_of_a_category_is_the_distance_of_the_limit_that_sh
     low: float, high: float, least: float
 ) -> None:
     difference = -0.25 if high < 0 else 0.1
-    cell = CategoryComparison(category="x", comparison=comparison(difference, low, high))
-    assert cell.least == pytest.approx(least)
+    assert comparison(difference, low, high).least == pytest.approx(least)
 
 
 # Several differences under the same signs
@@ -307,14 +316,14 @@ def test_categories_are_one_family_of_all_pairs() -> None:
     table = ScoreTable.complete(ITEMS, scores)
     pairs = [(table, "a", "b"), (table, "a", "c")]
     found = compare_in_categories(pairs, FIRST_LOOK)
-    assert [(cell.category, cell.comparison.b) for cell in found] == [
+    assert [(category, difference.b) for category, difference in found] == [
         ("x", "b"), ("y", "b"), ("x", "c"), ("y", "c"),
     ]  # fmt: skip
-    for cell in found:
-        part = ITEMS.categories == ITEMS.names.index(cell.category)
-        deltas = scores["a"][part] - scores[cell.comparison.b][part]
-        assert cell.comparison.difference == pytest.approx(deltas.mean())
-        assert cell.comparison.level == pytest.approx(0.95)
-        alone = contrast(table.alone(ITEMS.names.index(cell.category)), "a", cell.comparison.b)
-        assert cell.comparison.p_value >= alone.p_value * 0.9
-        assert cell.comparison.low <= alone.low + 0.02
+    for category, difference in found:
+        part = ITEMS.categories == ITEMS.names.index(category)
+        deltas = scores["a"][part] - scores[difference.b][part]
+        assert difference.difference == pytest.approx(deltas.mean())
+        assert difference.level == FIRST_LOOK
+        alone = contrast(table.alone(ITEMS.names.index(category)), "a", difference.b)
+        assert difference.p_alone >= alone.p_alone * 0.9
+        assert difference.low <= alone.low + 0.02

@@ -13,6 +13,7 @@ from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
 from souping.core.unit import BITS_PER_BYTE
 from souping.report.content import TrajectoryResult
 from souping.search.windows import windows
+from souping.statistics.levels import FIRST_LOOK
 from souping.statistics.score_table import ItemTable
 from tests.conftest import recipe
 
@@ -64,4 +65,4 @@ def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
     weights = windows(SIZE)[3].weights
     soup = np.array(weights) @ values + better
     others = [(scored(soup + dice.normal(0, 1)), scored(soup)) for _ in range(runs)]
-    return describe(trajectory, weights, scores, trials, scores, scored(soup), others, 1)
+    return describe(trajectory, weights, scores, trials, scores, scored(soup), others, FIRST_LOOK)

@@ -30,6 +30,16 @@ class HeldModel(LoadedModel):
         self._tokenizer = tokenizer
         self._folder = folder
 
+    def ending_at(self, *token_ids: int) -> HeldModel:
+        """This model with other end tokens."""
+        return HeldModel(
+            soup=self.soup,
+            eos_token_ids=token_ids,
+            module=self._module,
+            tokenizer=self._tokenizer,
+            folder=self._folder,
+        )
+
     @property
     def module(self) -> PreTrainedModel:
         assert self._module is not None

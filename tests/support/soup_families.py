@@ -27,7 +27,7 @@ def matrix(
     def answers(weights: np.ndarray) -> np.ndarray:
         diversity = 1 - (weights**2).sum(axis=1, keepdims=True)
         logits = (weights @ ability + rise * diversity)[:, category] - difficulty
-        return uniform < 1 / (1 + np.exp(-logits))
+        return np.asarray(uniform < 1 / (1 + np.exp(-logits)))
 
     tunes = answers(np.eye(TUNES))
     selecting = is_selecting(count)

@@ -84,7 +84,7 @@ def test_an_answer_knows_its_prompt_and_its_tokens(asked: LocalEvaluator, demo_m
     prompt = demo_model.tokenizer(ITEMS[0].prompt)["input_ids"]
     assert (told.prompt_tokens, told.prompt_key) == (len(prompt), prompt_key(prompt))
     assert (told.outcome, len(told.tokens)) == ("truncated", 4)
-    ended = SimpleNamespace(**{**vars(demo_model), "eos_token_ids": (told.tokens[1],)})
+    ended = demo_model.ending_at(told.tokens[1])
     (short,) = answers(asked, ended, ITEMS[:1])
     assert (
         demo_model.tokenizer.decode(told.tokens[:1]) == short.text

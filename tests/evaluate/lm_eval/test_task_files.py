@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -142,11 +142,11 @@ def test_a_set_in_a_task_is_known_whatever_its_order(tmp_path: Path) -> None:
         lines = [*lm_eval_tasks.WRITE[:end], ignored]
         lm_eval_tasks.put(tmp_path, name, lm_eval_tasks.rows(1, 1), lines)
     evaluator = asking(tmp_path, "up", "down")
-    sets = []
+    sets = list[list[object]]()
     for task in evaluator.loaded.values():
-        numbers = task.metric.settings["regexes_to_ignore"]
-        assert isinstance(numbers, Sequence)
-        sets.append(list(numbers))
+        ignored_numbers = task.metric.settings["regexes_to_ignore"]
+        assert isinstance(ignored_numbers, Collection)
+        sets.append(list(ignored_numbers))
     assert sets == [[0, 8], [8, 0]]
     up, down = own_items(evaluator)
     assert evaluator.scoring.scorer_digest(up) == evaluator.scoring.scorer_digest(down)
