@@ -44,7 +44,7 @@ JOBS: dict[str, tuple[tuple[str, ...], ...]] = {
     "analyses": (
         ("plan", *SCORED, "name=planned"),
         (*SCORED, "name=later", "optimiser=grid", "optimiser.step=0.25"),
-        ("analyse", "RUN", "analysis=[size,shapley]"),
+        ("analyse", "RUN", "analysis=[surface,shapley]"),
         ("show", "RUN", "-n", "5"),
         ("compare", "a=RUN:a", "b=RUN:b", "--out", "compared"),
     ),
