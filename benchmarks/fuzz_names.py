@@ -21,8 +21,8 @@ from typing import Any
 
 import psutil
 
-from souping.checkpoints.layouts import RULES
 from souping.checkpoints.names import described, map_names
+from souping.checkpoints.trainers import RULES
 from souping.core.types import Json, JsonObject, UserError
 from tests.support.layouts import LAYOUTS, MEGATRON, PLAIN, SIZES, Shape
 

@@ -39,7 +39,7 @@ def strength(table: FloatArray, varying: list[int]) -> float:
     usable = [c for c in varying if np.isfinite(table[:, c]).all() and np.ptp(table[:, c]) > 1e-12]
     if len(usable) < 2:
         return math.nan
-    rho = np.corrcoef(table[:, usable], rowvar=False)
+    rho = np.atleast_2d(np.corrcoef(table[:, usable], rowvar=False))
     return float(np.abs(rho[np.triu_indices(len(usable), 1)]).mean())
 
 
@@ -76,7 +76,7 @@ def test_limits_are_1_96_standard_errors_over_a_thousand_draws() -> None:
         assert row["mean"] == pytest.approx(mean)
         assert row["low"] == pytest.approx(max(0.0, mean - Z * error))
         assert row["high"] == pytest.approx(min(1.0, mean + Z * error))
-        assert row["matrix"][0][1] == pytest.approx(np.corrcoef(scores.values[:, :2].T)[0, 1])
+        assert row["matrix"][0][1] == pytest.approx(np.corrcoef(*scores.values[:, :2].T)[0, 1])
         assert row["matrix"][3][:3] == [None, None, None]
         assert np.diag(row["matrix"])[:3].tolist() == [1, 1, 1]
 
@@ -242,7 +242,9 @@ def test_two_heatmaps_stand_side_by_side() -> None:
     assert right.get_title() == "12 soups of the search\nmean |rho| 0.50"
     assert left.get_title() != right.get_title()
     for axes in (left, right):
-        assert axes.collections[0].get_array().ravel().tolist() == [1, 0.25, 0.25, 1]
+        shades = axes.collections[0].get_array()
+        assert shades is not None
+        assert shades.ravel().tolist() == [1, 0.25, 0.25, 1]
     assert left.get_yticks().tolist() == [0, 1]
     assert [label.get_text() for label in left.get_yticklabels()] == ["w", "x"]
     assert right.get_yticks().tolist() == []

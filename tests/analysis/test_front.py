@@ -23,6 +23,7 @@ from souping.core.reading import to_json
 from souping.core.types import Item, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.search.adaptive import Adaptive
+from tests.support.drawings import line, segments
 
 ITEMS = [
     Item(id=f"{c}{n}", category=c, group=f"{c}{n}", prompt="", answer="")
@@ -291,12 +292,13 @@ def test_a_page_lists_15_points() -> None:
 def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
     (drawing,) = shown(2).drawings(POINTS)
     (axes,) = drawing.figure.axes
-    rest, front, ring = (line for line in axes.lines if len(line.get_xdata()))
-    assert rest.get_xdata() == pytest.approx([50, 51])
-    assert rest.get_ydata() == pytest.approx([50, 50])
-    assert front.get_xdata() == pytest.approx([0, 1])
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == pytest.approx((1, 50))
-    across, upright = (bars.get_segments() for bars in axes.collections)
+    # Those without points are there for the legend.
+    rest, front, ring = ((x, y) for x, y in map(line, axes.lines) if x)
+    assert rest[0] == pytest.approx([50, 51])
+    assert rest[1] == pytest.approx([50, 50])
+    assert front[0] == pytest.approx([0, 1])
+    assert (ring[0][0], ring[1][0]) == pytest.approx((1, 50))
+    across, upright = map(segments, axes.collections)
     assert [sorted(end[0] for end in bar) for bar in across] == [
         pytest.approx([-2, 1]),
         pytest.approx([-1, 2]),

@@ -25,6 +25,7 @@ from souping.report.plots import COLOURS, INK
 from souping.statistics.intervals import objective_interval
 from souping.statistics.score_table import ItemTable, ModelScores
 from tests.support.analyses import NAMES, recipe_of, result_json, run_of
+from tests.support.drawings import bars, legend, line
 
 SIX = ("ant", "bee", "cat", "dog", "eel", "fox")
 
@@ -213,24 +214,21 @@ def test_the_bars_are_the_values_and_the_lines_their_intervals() -> None:
     (drawing,) = RESULT.drawings(POINTS)
     (axes,) = drawing.figure.axes
     # Levels of a single player have no bars.
-    assert [bar.get_width() for bar in axes.patches] == pytest.approx([2.0, -1.0, 3.0, 2.0, 0.0])
-    assert [round(b.get_y() + b.get_height() / 2, 6) for b in axes.patches] == [0, 1, 2, 3, 4]
-    assert all(0.5 < bar.get_height() < 1 for bar in axes.patches)
-    *limits, zero = axes.lines
-    assert [line.get_xdata() for line in limits[:2]] == [
-        pytest.approx([-3.0, 7.0]),
-        pytest.approx([-6.0, 4.0]),
-    ]
-    assert [list(line.get_ydata()) for line in limits] == [[n, n] for n in range(5)]
-    assert list(limits[4].get_xdata()) == [0, 0]
-    assert list(zero.get_xdata()) == [0, 0]
+    assert [bar.get_width() for bar in bars(axes)] == pytest.approx([2.0, -1.0, 3.0, 2.0, 0.0])
+    assert [round(b.get_y() + b.get_height() / 2, 6) for b in bars(axes)] == [0, 1, 2, 3, 4]
+    assert all(0.5 < bar.get_height() < 1 for bar in bars(axes))
+    *limits, zero = map(line, axes.lines)
+    assert limits[0][0] == pytest.approx([-3.0, 7.0])
+    assert limits[1][0] == pytest.approx([-6.0, 4.0])
+    assert [y for _, y in limits] == [[n, n] for n in range(5)]
+    assert limits[4][0] == [0, 0]
+    assert zero[0] == [0, 0]
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["ant", "bee", "cat", "ant + bee", "ant + cat"]
-    legend = axes.get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["single models", "pairs"]
+    entries, corner = legend(axes)
+    assert entries == ["single models", "pairs"]
     # Above the axes, from their left end on.
-    box = legend.get_bbox_to_anchor().transformed(axes.transAxes.inverted())
-    assert (box.x0, box.y0) == pytest.approx((0, 1))
+    assert corner == pytest.approx((0, 1))
     assert "ant +2.0; bee \u22121.0; cat +3.0; ant + bee +2.0" in drawing.alt
     assert "points" in axes.get_xlabel()
     # As many rows again take as much room again.
@@ -250,10 +248,10 @@ def test_bars_have_the_colour_of_their_level_and_the_unit_of_the_scores() -> Non
         for size in (1, 2, 3, 4)
     ]
     (drawing,) = replace(RESULT, levels=tuple(levels)).drawings(BITS_PER_BYTE)
-    bars = drawing.figure.axes[0].patches
+    drawn = bars(drawing.figure.axes[0])
     colours = [COLOURS["soup"], COLOURS["best_candidate"], COLOURS["uniform_selected"], INK]
-    assert [bar.get_facecolor() for bar in bars[::2]] == [to_rgba(colour) for colour in colours]
-    assert bars[0].get_width() == pytest.approx(0.02)
+    assert [bar.get_facecolor() for bar in drawn[::2]] == [to_rgba(colour) for colour in colours]
+    assert drawn[0].get_width() == pytest.approx(0.02)
 
 
 def test_nothing_is_drawn_of_single_players() -> None:

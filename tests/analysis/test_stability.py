@@ -182,7 +182,7 @@ def test_shares_are_those_of_the_draws_that_gave_a_selection() -> None:
             experts[category][model] += 1
     total = 60 - failed
     assert (drawn.draws, drawn.not_estimable) == (60, failed)
-    assert sum(drawn.reasons.values()) == failed
+    assert sum(count or 0 for count in drawn.reasons.values()) == failed
     assert drawn.ingredients == {name: ingredients[name] / total for name in scores.candidates}
     assert drawn.low_correlation == {name: low[name] / total for name in scores.categories}
     assert drawn.sizes == {name: sizes[name] / total for name in sorted(sizes)}
@@ -305,5 +305,6 @@ def test_a_selector_without_a_threshold_has_no_sweep() -> None:
     swept = stability(matrix(PLAIN), SOCE, draws=2)
     assert swept.threshold == SOCE.threshold
     for row in swept.thresholds[::9]:
+        assert row.threshold is not None
         at = replace(SOCE, threshold=row.threshold)
         assert (row.ingredients, row.low_correlation, row.error) == chosen(at, matrix(PLAIN))

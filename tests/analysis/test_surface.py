@@ -25,6 +25,7 @@ from souping.search.points import uniform, vertices, weight_grid
 from souping.search.surrogate import draws
 from souping.statistics.score_table import ItemTable
 from tests.support.analyses import NAMES, run_of
+from tests.support.drawings import faces, line, rims
 
 POINTS = np.array([uniform(3), *vertices(3), *weight_grid(3, 0.1)])
 PER_CATEGORY = 60
@@ -303,12 +304,14 @@ def test_a_page_counts_mixtures_whose_limits_exclude_0() -> None:
 def test_two_ingredients_are_a_curve_in_its_band_by_the_first_weight() -> None:
     (drawing,) = shown(2).drawings(PERCENT)
     (axes,) = drawing.figure.axes
-    curve, ring, zero = axes.lines
-    assert curve.get_xdata().tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert curve.get_ydata() == pytest.approx([1.0, -6.0, 0.0, -2.0, 5.0])
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (0.75, pytest.approx(-2.0))
-    assert list(zero.get_ydata()) == [0, 0]
-    corners = {tuple(point) for point in axes.collections[0].get_paths()[0].vertices.round(6)}
+    curve, ring, zero = map(line, axes.lines)
+    assert curve[0] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert curve[1] == pytest.approx([1.0, -6.0, 0.0, -2.0, 5.0])
+    assert ring[0][0] == 0.75
+    assert ring[1][0] == pytest.approx(-2.0)
+    assert zero[1] == [0, 0]
+    outline = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    corners = {tuple(point) for point in outline.round(6)}
     assert {(0.0, -1.0), (0.25, -10.0), (1.0, 2.0), (0.25, -5.0), (1.0, 8.0)} <= corners
     assert "ant" in axes.get_xlabel()
     assert "from \u22126.0 to 5.0 points, best at 1 / 0" in drawing.alt
@@ -320,9 +323,9 @@ def test_three_ingredients_are_a_triangle_with_rims_where_0_is_excluded() -> Non
 
     (drawing,) = shown(3).drawings(PERCENT)
     (points,) = drawing.figure.axes[0].collections
-    rims = [FAINT, INK, FAINT, INK, INK]
-    assert [tuple(rim) for rim in points.get_edgecolor()] == [to_rgba(rim) for rim in rims]
-    colours = points.get_facecolor()
+    expected = [FAINT, INK, FAINT, INK, INK]
+    assert [tuple(rim) for rim in rims(points)] == [to_rgba(colour) for colour in expected]
+    colours = faces(points)
     # The scale has the same length on both sides of 0, where it is white.
     assert colours[0][:3].min() > 0.95
     assert colours[4][0] > colours[4][2]
@@ -332,8 +335,9 @@ def test_three_ingredients_are_a_triangle_with_rims_where_0_is_excluded() -> Non
 
 def test_more_ingredients_are_in_the_order_of_their_scores() -> None:
     (drawing,) = shown(4).drawings(PERCENT)
-    curve, ring, _ = drawing.figure.axes[0].lines
-    assert curve.get_xdata().tolist() == [0, 1, 2, 3, 4]
-    assert curve.get_ydata() == pytest.approx([-6.0, -2.0, 0.0, 1.0, 5.0])
-    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (1, pytest.approx(-2.0))
+    curve, ring, _ = map(line, drawing.figure.axes[0].lines)
+    assert curve[0] == [0, 1, 2, 3, 4]
+    assert curve[1] == pytest.approx([-6.0, -2.0, 0.0, 1.0, 5.0])
+    assert ring[0][0] == 1
+    assert ring[1][0] == pytest.approx(-2.0)
     assert "Dark outline" not in drawing.caption

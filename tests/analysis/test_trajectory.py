@@ -98,7 +98,8 @@ def test_an_average_is_compared_with_the_last_and_with_the_mean_by_its_own_weigh
         found = partial.versus_members(average, weights, level)
         direct = expected(CHECKPOINTS_MEAN, average, mean, level)
         assert found.estimate == pytest.approx(direct.estimate)
-        assert (found.level, found.p_alone) == (level, pytest.approx(direct.p_alone))
+        assert found.level == level
+        assert found.p_alone == pytest.approx(direct.p_alone)
 
 
 def test_gains_of_runs_are_added_to_a_common_last_checkpoint() -> None:

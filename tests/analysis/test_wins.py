@@ -31,6 +31,7 @@ from souping.core.unit import POINTS
 from souping.statistics.intervals import rate
 from souping.statistics.score_table import ModelScores, one_category
 from tests.support.analyses import NAMES, recipe_of, result_json, run_of
+from tests.support.drawings import bars, legend, line
 
 Z = 1.959963984540054
 
@@ -106,7 +107,7 @@ def test_a_soup_counts_only_if_all_its_ingredients_answered() -> None:
     run = run_of(3, answer=coin)
     pair = recipe_of({"bee": 0.5, "cat": 0.5})
     items = run.search[run.soups.soup.id].items
-    known = run.search | {pair.id: ItemScores(items=items, values=coin(pair, items))}
+    known = {**run.search, pair.id: ItemScores(items=items, values=coin(pair, items))}
     del known[run.single("ant").id]
     found = CategoryWins().analyse(replace(run, search=known, trials=(*run.trials, pair)))
     assert isinstance(found, CategoryWinsResult)
@@ -136,19 +137,19 @@ def test_a_page_says_how_often_soups_win() -> None:
 def test_the_histogram_has_a_bar_for_each_number_of_categories() -> None:
     (drawing,) = CATEGORY_WINS.drawings(POINTS)
     (axes,) = drawing.figure.axes
-    bars = [(round(bar.get_x() + bar.get_width() / 2, 6), bar.get_height()) for bar in axes.patches]
-    assert bars[:4] == [(0.2, 0), (1.2, 1), (2.2, 0), (3.2, 3)]
-    assert bars[4:] == [(-0.2, 3), (0.8, 0), (1.8, 1), (2.8, 0)]
-    assert all(0.3 < bar.get_width() <= 0.4 for bar in axes.patches)  # two beside each other
-    by_chance = [line.get_xdata()[0] for line in axes.lines]
+    counts = [(round(bar.get_x() + bar.get_width() / 2, 6), bar.get_height()) for bar in bars(axes)]
+    assert counts[:4] == [(0.2, 0), (1.2, 1), (2.2, 0), (3.2, 3)]
+    assert counts[4:] == [(-0.2, 3), (0.8, 0), (1.8, 1), (2.8, 0)]
+    assert all(0.3 < bar.get_width() <= 0.4 for bar in bars(axes))  # two beside each other
+    by_chance = [x[0] for x, _ in map(line, axes.lines)]
     assert by_chance == pytest.approx([2.0, 1.0])
     unknown = replace(CATEGORY_WINS, beats_all=replace(CATEGORY_WINS.beats_all, chance=None))
     lines = unknown.drawings(POINTS)[0].figure.axes[0].lines
-    assert [line.get_xdata()[0] for line in lines] == pytest.approx([2.0, 0.0])
+    assert [line(drawn)[0][0] for drawn in lines] == pytest.approx([2.0, 0.0])
     assert axes.get_xticks().tolist() == [0, 1, 2, 3]
     assert all(float(tick).is_integer() for tick in axes.get_yticks())
-    box = axes.get_legend().get_bbox_to_anchor().transformed(axes.transAxes.inverted())
-    assert (box.x0, box.y0) == pytest.approx((0, 1))
+    _, corner = legend(axes)
+    assert corner == pytest.approx((0, 1))
     assert "(4)" in drawing.alt
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.checkpoints import layouts
+from souping.checkpoints import layouts, trainers
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
@@ -50,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_of_rules_is_of_a_trainer() -> None:
-    files = {*layouts.RULES.glob("*.json")} - {layouts.RULES / "common.json"}
+    files = {*trainers.RULES.glob("*.json")} - {trainers.RULES / "common.json"}
     assert {trainer.rules for trainer in TRAINERS} == files
 
 

@@ -154,12 +154,15 @@ def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seed
         assert excludes_zero(whole) == (whole.p_look < ALPHA)
         shown += excludes_zero(whole)
         for difference in by_category(POINTS, [pair]):
-            significant = difference.p_at(pair.level.looks) < ALPHA
+            p_value = difference.p_at(pair.level.looks)
+            assert p_value is not None
+            significant = p_value < ALPHA
             assert excludes_zero(difference) == significant
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
             # No difference that is shown is smaller than the smallest that can be.
             if excludes_zero(difference):
                 assert difference.least is not None
+                assert difference.difference is not None
                 assert difference.least < abs(difference.difference)
             shown += excludes_zero(difference)
     assert shown > len(seeds) / 10

@@ -93,11 +93,16 @@ def report(
     terms = VerdictTerms(selected=("a", "b"))
     evidence = to_json(gather_evidence(Report(name="run"), models, terms))
     assert isinstance(evidence, dict)
-    models = len(set(router.routes.values()))
+    routed_to = len(set(router.routes.values()))
     score = float(router.scores.values.mean())
     return {
         **evidence,
-        "router": {"score": score, "routes": dict(router.routes), "models": models, "answers": 1},
+        "router": {
+            "score": score,
+            "routes": dict(router.routes),
+            "models": routed_to,
+            "answers": 1,
+        },
     }
 
 

@@ -189,7 +189,7 @@ def test_equal_candidates_have_the_variance_of_their_own_answers() -> None:
 
 
 def test_no_power_is_told_where_nothing_varies_or_the_objective_bends() -> None:
-    right = ItemScores(items=tuple(ITEMS), values=np.arange(len(ITEMS)) % 2 * 1.0)
+    right = ItemScores(items=tuple(ITEMS), values=(np.arange(len(ITEMS)) % 2).astype(float))
     assert measured_power({"a": right}, ITEMS, Mean(), 0.01) is None
     assert measured_power({"a": right, "b": right}, ITEMS, Mean(), 0.01) is None
     assert power_of(published(2), ITEMS, WorstCategory(), 0.01) is None
