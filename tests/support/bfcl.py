@@ -40,7 +40,7 @@ def answer_key(item: Item) -> dict[str, Any]:
 
 def messages(item: Item) -> list[dict[str, Any]]:
     """The only turn of an item's prompt."""
-    assert isinstance(item.prompt, list)
+    assert not isinstance(item.prompt, str)
     return item.prompt
 
 
