@@ -41,7 +41,7 @@ def answer_key(item: Item) -> dict[str, Any]:
 def messages(item: Item) -> list[dict[str, Any]]:
     """The only turn of an item's prompt."""
     assert not isinstance(item.prompt, str)
-    return item.prompt
+    return [dict(message) for message in item.prompt]
 
 
 def right_answer(item: Item, planted: bool = False) -> str:
