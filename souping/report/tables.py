@@ -177,16 +177,17 @@ def confidence_of(pairs: Sequence[PairedDifference]) -> str:
     return confidence(pairs[0].level if pairs else None)
 
 
+def _p_heading(look: int | None) -> str:
+    """Title of the p-values that are corrected for this look and those before."""
+    return f"p (look {count(look)})" if look and look > 1 else "p"
+
+
 def comparisons(report: Report) -> TableGrid:
     """One line per other model: the soup's paired difference to it, with interval and p-values."""
     pairs = compared(report)
     interval = f"{confidence_of([pair for _, pair in pairs])} interval"
-    looks = look_of(report)
-    p_heading = "p"
-    if looks > 1:
-        p_heading = f"p (look {count(looks)})"
     holm = any(pair.p_holm is not None for _, pair in pairs)
-    header = ["soup minus", "difference", interval, p_heading]
+    header = ["soup minus", "difference", interval, _p_heading(look_of(report))]
     if holm:
         header.append("p (Holm)")
 
@@ -526,14 +527,14 @@ def differences(entry: ExtraResult) -> TableGrid:
     lines = []
     for pair in pairs:
         category = "all"
-        # The p-values of categories are corrected already.
+        # The p-values of categories hold for all of them already.
         p_holm = None
         if isinstance(pair, CategoryDifference):
             category = clean(pair.category)
         else:
             p_holm = pair.p_holm
         difference = unit.score(pair.difference, sign=True)
-        p_values = (p_value(pair.p_value), p_value(p_holm))
+        p_values = (p_value(pair.p_at(entry.look)), p_value(p_holm))
         numbers = (difference, whiskers(unit, pair), *p_values)
         items = f"{count(pair.n)} / {count(pair.groups)}"
         lines.append((clean(pair.b), category, *numbers, items, verdict_word(pair.verdict)))
@@ -541,8 +542,8 @@ def differences(entry: ExtraResult) -> TableGrid:
         "soup minus",
         "category",
         "difference",
-        "95 % interval",
-        "p",
+        f"{confidence_of(pairs)} interval",
+        _p_heading(entry.look),
         "p (Holm)",
         "items / groups",
         "the soup is",
@@ -567,7 +568,7 @@ def _sentences(entry: ExtraResult) -> Iterator[str]:
     losses = [pair for pair in entry.comparisons if pair.verdict == "lower"]
     for loss in losses:
         size = unit.points(abs(loss.difference or 0.0))
-        interval = f"95 % interval of the difference {whiskers(unit, loss)}"
+        interval = f"{confidence(loss.level)} interval of the difference {whiskers(unit, loss)}"
         yield (
             f"{name}: the soup is worse than {clean(loss.b)} by {size} "
             f"({interval}, p {p_value(loss.p_holm)})."

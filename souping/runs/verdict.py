@@ -6,14 +6,13 @@ All p-values are two-sided; a claim "better" also needs the difference above zer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import PowerSummary
 from souping.statistics.comparison import Comparison, better_than_every
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.levels import ALPHA, Level
+from souping.statistics.levels import ALPHA
 from souping.statistics.power import DISCORDANCE, Power, items_for, items_in_words
 
 VerdictClaim = Literal[
@@ -138,9 +137,7 @@ def _not_better(unit: Unit, single: Comparison, margin: float) -> Verdict:
         )
         return Verdict(claim="keep_candidate", sentence=sentence)
     figures = _figures(unit, single, single.p_look)
-    # The items are those at the level of the whole family, also if the interval is that of one of its tests.
-    family = replace(single, level=Level(single.level.looks))
-    needed = items_in_words(items_for(family, margin))
+    needed = items_in_words(items_for(single, margin))
     sentence = (
         f"No difference shown: the soup against {single.b}, the model you would have deployed, {figures}. "
         f"A true gain of {gain} takes {needed} test items (80 % power); there are {single.n:,}. "

@@ -18,8 +18,10 @@ from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Result, Trial, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
+from souping.report import tables
 from souping.report.analysis_results import read_content
-from souping.report.content import Report
+from souping.report.content import ExtraResult, Report
+from souping.report.format import p_value
 from souping.report.report_page import markdown, report_table
 from souping.report.sections import endings, losses
 from souping.runs import evidence
@@ -499,7 +501,8 @@ def test_entries_are_tasks_or_files(tmp_path: Path) -> None:
         benchmark_node(str(tmp_path / "sde.jsonl"), "extra_benchmarks[0]", OWN)
 
 
-def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
+def side_result(look: int = 1) -> ExtraResult:
+    """A soup that lost one category of another benchmark, and gained on one of its two ingredients."""
     items = tuple(make_items(60))
     skill = {"soup": (20, 50), "a": (45, 50), "b": (5, 5)}
     recipes = {name: recipe(1.0, names=(name,)) for name in skill}
@@ -514,21 +517,41 @@ def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
     side = ExtraBenchmark(name="other", evaluator=FakeEvaluator(skill={}), items=items)
     ingredients = {name: recipes[name] for name in ("a", "b")}
     measured = {r.id: scores(r) for r in recipes.values()}
-    entry = table_of(evidence.compare_on(side, recipes["soup"], ingredients, measured))
-    assert [row["name"] for row in entry["rows"]] == ["a", "b", "soup"]
-    assert (entry["items"], entry["groups"]) == (120, 60)
-    assert [(c["b"], round(c["difference"], 3)) for c in entry["comparisons"]] == [
-        ("a", -0.208),
-        ("b", 0.5),
-    ]
-    assert [c["verdict"] for c in entry["comparisons"]] == ["lower", "higher"]
-    assert all(c["p_value"] <= c["p_holm"] for c in entry["comparisons"])
-    found = {(c["category"], c["b"]): c["verdict"] for c in entry["categories"]}
+    return evidence.compare_on(side, recipes["soup"], ingredients, measured, look=look)
+
+
+def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
+    entry = side_result()
+    assert [row.name for row in entry.rows] == ["a", "b", "soup"]
+    assert (entry.items, entry.groups) == (120, 60)
+    assert [pair.b for pair in entry.comparisons] == ["a", "b"]
+    differences = [pair.difference for pair in entry.comparisons]
+    assert differences == pytest.approx([-0.208, 0.5], abs=0.001)
+    assert [pair.verdict for pair in entry.comparisons] == ["lower", "higher"]
+    for pair in entry.comparisons:
+        assert pair.p_value is not None
+        assert pair.p_holm is not None
+        assert pair.p_value <= pair.p_holm
+    found = {(pair.category, pair.b): pair.verdict for pair in entry.categories}
     assert (found["w", "a"], found["x", "a"], found["x", "b"]) == (
         "lower",
         "no difference shown",
         "higher",
     )
+
+
+def test_another_benchmark_shows_the_level_and_the_p_values_of_its_look() -> None:
+    """A fifth look costs the factor 30, in a level of 0.05 / 30 and in every p-value."""
+    entry = side_result(look=5)
+    assert entry.comparisons[0].verdict == "lower"
+    lost = next(tables.sentences(Report(name="run", extra_benchmarks=(entry,))))
+    assert "99.83 % interval" in lost
+    table = tables.differences(entry)
+    assert table.header[3:5] == ("99.83 % interval", "p (look 5)")
+    assert entry.categories
+    for row, pair in zip(table.rows, (*entry.comparisons, *entry.categories), strict=True):
+        assert pair.p_value is not None
+        assert row[4].text == p_value(min(1.0, 30 * pair.p_value))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,27 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
         == "better_than_best_candidate"
     )
     assert "-0.0" not in say(ace(-0.00001, 0.5)).sentence
+
+
+@pytest.mark.parametrize("level", [Level(1), Level(2, tests=6.0)])
+def test_the_items_for_the_margin_are_those_at_the_level_of_the_interval(level: Level) -> None:
+    """With a standard error of 2 points: n times ((z + 0.84) * error / margin)^2, to two digits."""
+    z = NormalDist().inv_cdf(1 - level.alpha / 2)
+    pairs = []
+    for name in CANDIDATES:
+        estimate = Estimate(0.005, 0.005 - 0.02 * z, 0.005 + 0.02 * z)
+        pairs.append(replace(minus(name, 0.005, 0.6), estimate=estimate, level=level))
+    told = verdict(
+        POINTS,
+        "soup",
+        pairs,
+        candidates=CANDIDATES,
+        best_candidate="ace",
+        selected=("ace", "bit"),
+        recipe=("ace", "bit"),
+    )
+    needed = 600 * ((z + NormalDist().inv_cdf(0.8)) * 0.02 / 0.01) ** 2
+    assert f"takes about {math.ceil(needed / 1000) * 1000:,} test items" in told.sentence
 
 
 def test_comparisons_of_another_soup_make_no_claim() -> None:
