@@ -264,13 +264,13 @@ def _entries(value: Json, model: Hint, where: str = "") -> Iterator[tuple[str, H
 
 def fits(value: Json, hint: Hint) -> bool:
     """Whether a value is of a type, strictly: a bool is not a number, a text is not a list."""
-    kind = get_origin(hint)
-    arguments = get_args(hint)
     if isinstance(value, bool) and hint in PLAIN_TYPES:
         return hint is bool
     if hint in PLAIN_TYPES:
         accepted, _ = PLAIN_TYPES[hint]
         return isinstance(value, accepted)
+    kind = get_origin(hint)
+    arguments = get_args(hint)
     if kind in (Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
     if kind is Literal:

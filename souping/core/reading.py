@@ -1,9 +1,10 @@
 """JSON that people may have edited as frozen dataclasses, and back.
 
 An annotation says what a field takes: `str`, `bool`, `int | None`, `float | None`, a dataclass, `tuple[X, ...]`,
-`Mapping[str, X]`, each of them `| None`, or `Any` for JSON of any form. A value that does not fit becomes the default
-of its field. A field without a default gets None if the annotation allows it, otherwise an empty value. Reading never
-raises. A class may refuse values with a ValueError, but not its empty ones: what it refuses does not fit.
+`Mapping[str, X]`, each of them `| None`, or `Any` for JSON of any form. `fields.fits` says which value fits. One that
+does not becomes the default of its field. A field without a default gets None if the annotation allows it, otherwise an
+empty value. Reading never raises. A class may refuse values with a ValueError, but not its empty ones: what it refuses
+does not fit.
 
 `to_json` leaves out a field whose default is None or an empty tuple while it has that default, and writes all others.
 """
@@ -13,13 +14,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from types import MappingProxyType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
-from souping.core.fields import Hint
+from souping.core.fields import Hint, fits, hints_of
 from souping.core.parsing import MAX_DEPTH
 from souping.core.types import Json, T
 
@@ -96,36 +96,22 @@ def _fit(hint: Hint, value: Json) -> Any:
 
 
 def _match(hint: Hint, value: Json) -> Any:
-    """`value` converted to the annotated type; None if it does not fit."""
+    """`value` if it fits the annotation, with objects as dataclasses and lists as tuples; None if it does not."""
     origin = get_origin(hint)
     arguments = get_args(hint)
     if origin in (Union, UnionType):
         # X | None
         return _match(arguments[0], value)
-    if dataclasses.is_dataclass(hint):
-        return _object(hint, value) if isinstance(value, dict) else None
-    if origin is tuple:
-        return _elements(arguments[0], value) if isinstance(value, list) else None
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            return None
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _object(hint, value)
+    if origin is tuple and isinstance(value, list):
+        return _elements(arguments[0], value)
+    if origin is Mapping and isinstance(value, dict):
         return {key: _fit(arguments[1], inner) for key, inner in value.items()}
-    if hint in (int, float):
-        return _number(hint, value)
-    if hint is Any or isinstance(value, hint):
-        return value
-    return None
-
-
-def _number(hint: Hint, value: Json) -> float | None:
-    """A number that fits `int` or `float`, else None. A float field keeps an int, to be written as it was read."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if hint is float:
-        return value
-    if value != int(value):
-        return None
-    return int(value)
+    # JSON writes a count as 4.0 too. A float field keeps an int, to be written as it was read.
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if fits(value, hint) else None
 
 
 def _elements(hint: Hint, values: Sequence[Json]) -> tuple[Any, ...]:
@@ -139,11 +125,12 @@ def _elements(hint: Hint, values: Sequence[Json]) -> tuple[Any, ...]:
 
 def _object(kind: Hint, table: Mapping[str, Json]) -> Any:
     """A dataclass with the values of `table`, or None if the class refuses them."""
-    hints = _hints(kind)
+    hints = hints_of(kind)
     values = dict[str, Any]()
     for field in dataclasses.fields(kind):
         if "rest" in field.metadata:
-            values[field.name] = {key: table[key] for key in table.keys() - hints.keys()}
+            known = hints.keys() - {field.name}
+            values[field.name] = {k: inner for k, inner in table.items() if k not in known}
             continue
         value = _match(hints[field.name], table.get(field.name))
         if value is not None:
@@ -155,14 +142,6 @@ def _object(kind: Hint, table: Mapping[str, Json]) -> Any:
         return kind(**values)
     except ValueError:
         return None
-
-
-@cache
-def _hints(kind: Hint) -> dict[str, Hint]:
-    """{key that the class knows: its annotation}"""
-    hints = get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind) if "rest" not in field.metadata]
-    return {name: hints[name] for name in known}
 
 
 def _empty(hint: Hint) -> Any:
