@@ -31,8 +31,9 @@ from souping.evaluate.bfcl import (
     records,
     run_bfcl_eval,
 )
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 from souping.logs.bfcl_items import LIVE_ITEMS, SINGLE_TURN
+from tests.support.bfcl import answer_key
 
 
 def main() -> None:
@@ -63,9 +64,8 @@ def judge(environment: Environment, root: Path, items: Sequence[Item]) -> int:
     lines: dict[str, list[str]] = {}
     for item in items:
         ids.setdefault(item.category, []).append(item.id)
-        lines.setdefault(item.category, []).append(
-            json.dumps({"id": item.id, "result": answer(item.answer["calls"])})
-        )
+        result = answer(answer_key(item)["calls"])
+        lines.setdefault(item.category, []).append(json.dumps({"id": item.id, "result": result}))
     for category, rows in lines.items():
         folder = root / "result" / "plain" / ("live" if category in LIVE_ITEMS else "non_live")
         folder.mkdir(parents=True, exist_ok=True)

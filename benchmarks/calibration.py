@@ -29,7 +29,7 @@ from souping.logs.match import MatchedMetric
 from souping.statistics.comparison import contrast
 from souping.statistics.levels import Level
 from souping.statistics.power import detectable
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 Array = np.ndarray
 Rng = np.random.Generator
@@ -71,9 +71,8 @@ def right(
     """Right-or-wrong answers with this rate exactly; `shared` normal numbers carry this part of the variance."""
     from scipy.special import ndtri
 
-    return (
-        np.sqrt(part) * shared + np.sqrt(1 - part) * rng.standard_normal(shape) < ndtri(rate)
-    ).astype(float)
+    ability = np.sqrt(part) * shared + np.sqrt(1 - part) * rng.standard_normal(shape)
+    return np.asarray(ability < ndtri(rate), dtype=float)
 
 
 def two(rng: Rng, items: int, rate: float = BASE, part: float = 0.5) -> dict[str, Array]:
@@ -125,8 +124,8 @@ def bfcl_logs(rng: Rng, grouped: bool = True) -> ScoreTable:
         }
         for name in names:
             scores = {m: right(rng, units.shape, BASE, mood[m][units], part) for m in mood}
-            groups = [f"{names[0]} {unit}" for unit in units] if grouped else None
-            tasks.append(metric(name, scores, groups))
+            groups = np.array([f"{names[0]} {unit}" for unit in units])
+            tasks.append(metric(name, scores, groups if grouped else None))
     return pooled(*tasks)
 
 

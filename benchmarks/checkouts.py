@@ -44,7 +44,7 @@ JOBS: dict[str, tuple[tuple[str, ...], ...]] = {
     "analyses": (
         ("plan", *SCORED, "name=planned"),
         (*SCORED, "name=later", "optimiser=grid", "optimiser.step=0.25"),
-        ("analyse", "RUN", "analysis=[size,shapley]"),
+        ("analyse", "RUN", "analysis=[surface,shapley]"),
         ("show", "RUN", "-n", "5"),
         ("compare", "a=RUN:a", "b=RUN:b", "--out", "compared"),
     ),
@@ -79,17 +79,20 @@ def main() -> None:
     ignored = [re.compile(pattern) for pattern in options.ignore]
     differing = 0
     for job in options.job or JOBS:
-        results = []
-        for side, checkout in (("before", options.before), ("after", options.after)):
-            folder = options.work / side / job.replace(" ", "_")
-            run_job(job, checkout.resolve(), folder)
-            results.append(Result(folder, checkout.resolve()))
-        differences = list(compare_results(*results, ignored))
+        before = result_of(job, options.before.resolve(), options.work / "before")
+        after = result_of(job, options.after.resolve(), options.work / "after")
+        differences = list(compare_results(before, after, ignored))
         differing += len(differences)
         print(f"{job}: {'equal' if not differences else f'{len(differences)} files differ'}")
         for difference in differences:
             print(difference)
     sys.exit(differing > 0)
+
+
+def result_of(job: str, checkout: Path, work: Path) -> Result:
+    folder = work / job.replace(" ", "_")
+    run_job(job, checkout, folder)
+    return Result(folder, checkout)
 
 
 def run_job(job: str, checkout: Path, folder: Path) -> None:

@@ -80,11 +80,10 @@ def write_inspect(path: Path, seed: int) -> None:
     from inspect_ai.dataset import Sample
     from inspect_ai.model import ModelOutput
     from inspect_ai.scorer import match
-    from inspect_ai.solver import solver
+    from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-    @solver
-    def answer() -> Callable[..., object]:
-        async def solve(state: object, generate: object) -> object:
+    def answer() -> Solver:
+        async def solve(state: TaskState, generate: Generate) -> TaskState:
             state.output = ModelOutput.from_content("mockllm/model", str(state.sample_id))
             return state
 
@@ -94,7 +93,7 @@ def write_inspect(path: Path, seed: int) -> None:
         Sample(id=n, input="a long passage with what the question is about. " * 20, target="1")
         for n in (0, 1)
     ]
-    task = Task(name="sums", dataset=samples, solver=answer(), scorer=match())
+    task = Task(name="sums", dataset=samples, solver=solver(answer)(), scorer=match())
     path.mkdir()
     eval(task, model="mockllm/model", log_dir=str(path), display="none")
     (file,) = path.iterdir()

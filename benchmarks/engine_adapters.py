@@ -280,10 +280,10 @@ def in_one_batch(engine: Vllm, place: Path, prompts: Sequence[list[int]]) -> Non
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def one_by_one(rows: list[list[int]]) -> list[list[int]]:
-        found = []
+        answers = []
         for request in requests:
-            found += ask([request] * len(rows), rows)
-        return found
+            answers += ask([request] * len(rows), rows)
+        return answers
 
     def together(rows: list[list[int]]) -> list[list[int]]:
         return ask([request for request in requests for _ in rows], rows * TOGETHER)

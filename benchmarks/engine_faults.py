@@ -51,7 +51,7 @@ from souping.merge import CandidatePool
 from souping.merge.live import LiveModule
 from souping.merge.loaded_weights import LoadedWeights, sample_weights
 from souping.merge.local import LocalMerge
-from souping.pipeline.serving import SoupServer
+from souping.soups.serving import SoupServer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -286,13 +286,21 @@ def serve_run(
         server.close()
 
 
+def shapes_of(stream: WeightStream) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for chunk in stream.chunks():
+        for name, _, shape, _ in chunk.tensors:
+            shapes[name] = tuple(shape)
+    return shapes
+
+
 def report_runs(
     engine: Engine | Transformers, pool: CandidatePool, kinds: Sequence[str], count: int
 ) -> int:
     """Print how many faults of every load are found, and the number of those that are not."""
     random = Random(1)
     stream = stream_of(pool, random_weights(random))
-    shapes = {name: shape for chunk in stream.chunks() for name, _, shape, _ in chunk.tensors}
+    shapes = shapes_of(stream)
     matrices = sorted(name for name, shape in shapes.items() if len(shape) > 1)
     missed = 0
     for kind in (kind for kind in kinds if kind in FAULTS_OF_A_RUN):
@@ -376,7 +384,7 @@ def is_found(engine: Engine | Transformers, pool: CandidatePool, kind: str, rand
 
 def faulty_names(stream: WeightStream, kind: str, random: Random) -> list[str]:
     """A tensor at random; with another of its shape to swap it with."""
-    shapes = {name: shape for chunk in stream.chunks() for name, _, shape, _ in chunk.tensors}
+    shapes = shapes_of(stream)
     first = random.choice(sorted(shapes))
     if kind != "swapped":
         return [first]

@@ -21,20 +21,20 @@ from typing import Any
 
 import psutil
 
-from souping.checkpoints.layouts import RULES
 from souping.checkpoints.names import described, map_names
-from souping.core.types import UserError
-from tests.checkpoints.test_names import LAYOUTS, MEGATRON, PLAIN, SIZES
+from souping.checkpoints.trainers import RULES
+from souping.core.types import Json, JsonObject, UserError
+from tests.support.layouts import LAYOUTS, MEGATRON, PLAIN, SIZES, Shape
 
 MEMORY = 1 << 30
 SECONDS = 20
-CASES = [
-    *((SIZES | config, shapes) for config, shapes, _ in LAYOUTS.values()),
+CASES: list[tuple[JsonObject, dict[str, Shape]]] = [
+    *(({**SIZES, **config}, shapes) for config, shapes, _ in LAYOUTS.values()),
     (SIZES, PLAIN),
     (SIZES, MEGATRON),
 ]
 NUMBERS = (0, 1, 2, 3, 7, -1, 10**6, 10**9, 2**62)
-VALUES: tuple[Any, ...] = (
+VALUES: tuple[Json, ...] = (
     None,
     0,
     -1,
@@ -77,7 +77,8 @@ def tensors(rng: random.Random, _: Path) -> None:
         shapes[name(rng, key) if rng.random() < 0.6 else key] = (
             shape(rng, value) if rng.random() < 0.6 else value
         )
-    config = config | ({rng.choice(list(config)): rng.choice(VALUES)} if rng.random() < 0.4 else {})
+    if rng.random() < 0.4:
+        config = {**config, rng.choice(list(config)): rng.choice(VALUES)}
     like = {key: shape(rng, value) if rng.random() < 0.1 else value for key, value in PLAIN.items()}
     native = {
         key: (rng.choice(["F32", "F32", "F32", "BF16"]), value) for key, value in shapes.items()

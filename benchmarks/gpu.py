@@ -1,6 +1,6 @@
 """Merging, loading, a search, and answers that change with the batch size, on a GPU in bfloat16.
 
-    python benchmarks/gpu.py [--hidden 2048] [--rounds 5] [--items 400] [--models FOLDER ..] [--tests FILE]
+    python -m benchmarks.gpu [--hidden 2048] [--rounds 5] [--items 400] [--models FOLDER ..] [--tests FILE]
 
 Without a GPU that torch can use it says so and ends with status 2. One rank of `merge=accelerate` mixes on the GPU,
 compared with `merge=local`. A soup is loaded into a module on the GPU, and the bundled example runs there, with its
@@ -17,22 +17,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import load_soups
-import main_job
-import ranks
 import torch
 
+from benchmarks import load_soups, main_job, ranks
 from souping import demo
+from souping.core.fields import Precision
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item, Record
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.generate import LocalEvaluator
 from souping.merge.local import LocalMerge
-from souping.pipeline.serving import SoupServer
+from souping.merge.plan import MergePlan
+from souping.soups.serving import SoupServer
 
 BATCHES = (1, 8, 64)
-DTYPES = {"cuda": "bfloat16", "cpu": "float32"}
+DTYPES: dict[str, Precision] = {"cuda": "bfloat16", "cpu": "float32"}
 
 
 def main() -> int:
@@ -78,6 +78,7 @@ def arguments() -> argparse.ArgumentParser:
 def merges(folders: Mapping[str, Path], out: Path, rounds: int) -> None:
     pool = LocalMerge().open(folders)
     plan = pool.plan(pool.recipe(dict.fromkeys(folders, 1 / len(folders))))
+    assert isinstance(plan, MergePlan)
     ranks.report(ranks.measure(plan, out, 1, rounds), plan, 1)
 
 

@@ -1,9 +1,9 @@
 """How often guards admit a soup that loses too much, and one that loses nothing: searches with known truth.
 
-    python benchmarks/guards.py [--runs 400] [--only TEXT ..] [--seed 0] [--date DATE]
+    python -m benchmarks.guards [--runs 400] [--only TEXT ..] [--seed 0] [--date DATE]
         [--out benchmarks/results/guards-DATE.md]
-    python benchmarks/guards.py --front [--runs 400] [--seed 0] [--group-size 10]
-    python benchmarks/guards.py --soups
+    python -m benchmarks.guards --front [--runs 400] [--seed 0] [--group-size 10]
+    python -m benchmarks.guards --soups
 
 Only the models' answers are simulated; the search and the guards are the package's own. Every mixture is 10 points
 better than the single models in the category that is the goal. In the guarded category it loses nothing, the margin,
@@ -22,15 +22,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pipelines import Answers, Layout, Pool, World, alone
-from search_tables import TruthTable
 
+from benchmarks.pipelines import Answers, Layout, Pool, World, alone
+from benchmarks.search_tables import TruthTable
 from souping.analysis.front import Front, resolve_goals
 from souping.analysis.guards import Admission, Guard, guarded_difference, plan_guards
 from souping.core.scores import Mean
 from souping.core.types import Item, Recipe
 from souping.core.unit import POINTS
-from souping.pipeline.goals import admitted, best_first
+from souping.runs.goals import admitted, best_first
 from souping.search.adaptive import Adaptive
 from souping.search.loop import find_weights
 
@@ -62,7 +62,8 @@ class FrontWorld(World):
 
     def rates(self, recipe: Recipe) -> np.ndarray:
         own = self.weights(recipe)
-        return 0.5 + 0.25 * own[:2] + 0.15 * (1 - (own**2).sum())
+        bend = 1 - float((own**2).sum())
+        return np.asarray(0.5 + 0.25 * own[:2] + 0.15 * bend)
 
 
 def covered(seed: int, number: int, size: int = 1) -> tuple[float, float]:
@@ -111,18 +112,27 @@ LAYOUTS = {
 LOSSES = {"nothing": 0.0, "the margin": MARGIN, "twice the margin": 2 * MARGIN}
 
 
+def items_of(layout: Layout, half: str) -> list[Item]:
+    items = []
+    for n, (category, group) in enumerate(zip(layout.categories, layout.groups, strict=True)):
+        items.append(
+            Item(
+                id=f"{half} {n}",
+                category=f"c{category}",
+                group=f"{half} {group}",
+                prompt="",
+                answer="",
+            )
+        )
+    return items
+
+
 def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]:
     """Whether the uniform soup passes, whether the search ends with a mixture, and the share that the plan expected."""
     rng = np.random.default_rng([seed, number])
     layout = world.layout
     count = len(layout.categories)
-    items = tuple(
-        Item(id=f"{half} {n}", category=f"c{c}", group=f"{half} {g}", prompt="", answer="")
-        for half in ("known", "search")
-        for n, (c, g) in enumerate(
-            zip(layout.categories.tolist(), layout.groups.tolist(), strict=True)
-        )
-    )
+    items = (*items_of(layout, "known"), *items_of(layout, "search"))
     twice = Layout(
         np.tile(layout.categories, 2),
         np.concatenate([layout.groups, layout.groups + layout.groups.max() + 1]),
@@ -231,7 +241,7 @@ def main() -> None:
             names.append(name)
     table, met = report(names, given.runs, given.seed)
     text = (
-        f"# Guards in simulated searches, {given.date}\n\n`python benchmarks/guards.py --runs {given.runs} --seed "
+        f"# Guards in simulated searches, {given.date}\n\n`python -m benchmarks.guards --runs {given.runs} --seed "
         f"{given.seed}`: the guard allows {MARGIN:g} points.\n\n{table}\n\nA mixture that loses twice the margin "
         "should pass in at most 5 % of the runs, a uniform soup that loses nothing about as often as planned: "
         f"{'met' if met else 'NOT MET'}.\n"

@@ -20,10 +20,13 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+
+from souping.core.protocols import Evaluator, LoadedModel
+from souping.core.types import Item, Record
+from tests.support.models import HeldModel, own_items
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -97,18 +100,12 @@ class Sides:
         from souping.evaluate.engines.transformers import load_module, load_tokenizer
         from souping.evaluate.lm_eval import HarnessEvaluator
 
-        settings = {
-            "tasks": [task],
-            "include_path": str(folder),
-            "batch_size": batch_size,
-            "threads": 1,
-        }
-        self.plain = HarnessEvaluator(**settings, device="cpu")
-        module = load_module(model, self.plain.hosting.module_settings())
-        served = SimpleNamespace(
-            module=module, tokenizer=load_tokenizer(model), folder=None, eos_token_ids=()
+        self.plain = HarnessEvaluator(
+            tasks=[task], include_path=str(folder), batch_size=batch_size, threads=1, device="cpu"
         )
-        items = self.plain.prompts.benchmark.items()
+        module = load_module(model, self.plain.hosting.module_settings())
+        served = HeldModel(module=module, tokenizer=load_tokenizer(model))
+        items = own_items(self.plain)
         self.items = len(items)
         hand = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=batch_size)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -125,11 +122,12 @@ class Sides:
         }
 
 
-def ours(evaluator: Any, served: Any, items: Any) -> list[Any]:
+def ours(evaluator: Evaluator, served: LoadedModel, items: Sequence[Item]) -> list[Record]:
     """As a run does: batch by batch."""
-    return [
-        record for batch in evaluator.batches(items) for record in evaluator.evaluate(served, batch)
-    ]
+    records = list[Record]()
+    for batch in evaluator.batches(items):
+        records += evaluator.evaluate(served, batch)
+    return records
 
 
 def measure(sides: Sides, rounds: int) -> dict[str, list[float]]:

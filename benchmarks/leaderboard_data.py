@@ -176,19 +176,23 @@ def _mmlu_pro_answers(folder: Path) -> tuple[Board, dict[str, float]]:
         if not rows:
             continue
         model = file.name.removeprefix("model_outputs_").removesuffix("_5shots.zip")
-        right[model] = {row["question_id"]: row["pred"] == row["answer"] for row in rows}
+        right[model] = {}
+        for row in rows:
+            question = row["question_id"]
+            assert isinstance(question, int)
+            right[model][question] = row["pred"] == row["answer"]
+            category_of[question] = str(row["category"])
         missing[model] = sum(row["pred"] is None for row in rows) / len(rows)
-        category_of |= {row["question_id"]: row["category"] for row in rows}
     if not right:
         raise UserError(f"{folder}: no model_outputs_*_5shots.zip with predictions")
     questions = sorted(set(category_of).intersection(*right.values()))
     scored = {}
     for name in sorted(set(category_of.values())):
         members = [question for question in questions if category_of[question] == name]
-        rows = []
+        scores = []
         for answers in right.values():
-            rows.append([answers[question] for question in members])
-        scored[name] = np.array(rows, dtype=float)
+            scores.append([answers[question] for question in members])
+        scored[name] = np.array(scores, dtype=float)
     return board_of("MMLU-Pro", tuple(right), tuple(scored), scored), missing
 
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from benchmarks.leaderboard_data import MISSING_LIMIT, Board
 from benchmarks.leaderboard_measures import FEWEST_FAMILIES, Estimate, Subsets
-from souping.core.text import listed, minus
-from souping.report.format import DASH
+from souping.core.text import DASH, listed, minus
 
 Rows = Sequence[Sequence[str]]
 OPEN = "not estimable"

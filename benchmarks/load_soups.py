@@ -45,7 +45,7 @@ def save(folder: Path, hidden: int, vocab: int, seed: int) -> LlamaForCausalLM:
         hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=11, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=vocab, tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(config).bfloat16()
     model.save_pretrained(folder)
     return model
 

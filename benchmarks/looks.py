@@ -30,20 +30,20 @@ import numpy as np
 
 from benchmarks.nulls import Layout
 from souping.analysis.guards import Guard, guard_tests
+from souping.answers.claims import Claim, Look, Measurement, pair_digest
+from souping.answers.counted_looks import CountedLooks
+from souping.answers.evaluation import Evaluation
+from souping.answers.report_choices import Choices
+from souping.answers.store import IN_MEMORY, Store
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, Recipe, Record
 from souping.evaluate.templates import Decoding
-from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.evidence import KnownScores
-from souping.pipeline.looks.choices import Choices
-from souping.pipeline.looks.claims import Claim, Look, Measurement, pair_digest
-from souping.pipeline.looks.counted_looks import CountedLooks
-from souping.pipeline.looks.held_out import HeldOutItems
-from souping.pipeline.steps import Stage
-from souping.pipeline.store import IN_MEMORY, Store
+from souping.runs.evidence import KnownScores
+from souping.runs.held_out import HeldOutItems
+from souping.runs.steps import Stage
 from souping.statistics.comparison import contrast
 from souping.statistics.levels import ALPHA, Level, penalty
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 LEVEL = 0.0375
 """False claims over any number of looks."""
@@ -180,11 +180,11 @@ def p_above(a: np.ndarray, b: np.ndarray, look: int, items: ItemTable) -> float:
     if a.mean() <= b.mean():
         return 1.0
     scores = ScoreTable.complete(items, {"a": a, "b": b})
-    rough = contrast(scores, "a", "b", draws=999).p_value
+    rough = contrast(scores, "a", "b", draws=999).p_alone
     if look == 1 or rough > 10 / 999:
         return rough * penalty(look)
     fine = contrast(scores, "a", "b", Level(look), draws=99_999)
-    return fine.p_value * penalty(look)
+    return fine.p_alone * penalty(look)
 
 
 World = Callable[[np.random.Generator], bool]

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from souping.statistics.comparison import contrast
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 SEARCHES = ("adaptive", "grid")
 
@@ -89,13 +89,14 @@ def paired(adaptive: Path, grid: Path) -> str:
     categories = np.array([names.index(one[item]["category"]) for item in items])
     groups = np.unique([one[item]["doc"]["group"] for item in items], return_inverse=True)[1]
     weights = np.full(len(names), 1 / len(names))
-    items = ItemTable(
+    table = ItemTable(
         names=tuple(names), categories=categories, groups=groups, coefficients=weights
     )
-    found = contrast(ScoreTable.complete(items, {"adaptive": a, "grid": b}), "adaptive", "grid")
+    scores = ScoreTable.complete(table, {"adaptive": a, "grid": b})
+    difference = contrast(scores, "adaptive", "grid")
     return (
-        f"{100 * found.difference:+.2f} points, 95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}, "
-        f"p = {found.p_value:.2f}, {found.n} items"
+        f"{100 * difference.difference:+.2f} points, 95 % interval {100 * difference.low:+.2f} to "
+        f"{100 * difference.high:+.2f}, p = {difference.p_alone:.2f}, {difference.n} items"
     )
 
 

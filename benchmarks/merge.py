@@ -1,11 +1,11 @@
 """The merge engine against the limits of the machine, mergekit, and naive averaging; inputs are generated.
 
-    python benchmarks/merge.py --folder /tmp/merge-bench --mergekit /path/to/mergekit-yaml --rounds 5
+    python -m benchmarks.merge --folder /tmp/merge-bench --mergekit /path/to/mergekit-yaml --rounds 5
 
 Every ratio comes from interleaved rounds of one run, after one that is thrown away, with `sync` before each. Needs
 about 12 GB of disk in --folder, which is emptied at the end, and memory enough for 10 GB of page cache.
 
-    python benchmarks/merge.py --folder /tmp/merge-bench --size 12 --rounds 3
+    python -m benchmarks.merge --folder /tmp/merge-bench --size 12 --rounds 3
 
 merges two models of 12 GB from a cold disk, beside the same reads and writes alone. It needs 36 GB of disk.
 """
@@ -26,11 +26,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from merge_inputs import generate, in_fp8, sparse_70b
-from merge_phases import averaging, cold, forget, loading, recipe_of, timed
 
+from benchmarks.merge_inputs import generate, in_fp8, sparse_70b
+from benchmarks.merge_phases import averaging, cold, forget, loading, recipe_of, timed
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.merge.local import LocalMerge
+from souping.merge.plan import MergePlan
 
 HERE = Path(__file__).resolve().parent
 LAUNCHER = """
@@ -300,7 +301,7 @@ def digests(folder: Path) -> dict[str, str]:
         data = np.memmap(
             checkpoint.folder / tensor.file, np.uint8, "r", tensor.offset, (tensor.nbytes,)
         )
-        found[name] = hashlib.sha256(data).hexdigest()
+        found[name] = hashlib.sha256(data.data).hexdigest()
     return found
 
 
@@ -324,6 +325,7 @@ def phases(bench: Bench, rounds: int) -> None:
     folders = bench.inputs("1.2", 4, 4)
     stage = bench.folder / "stage"
     made = LocalMerge().open(folders).plan(recipe_of(folders, WEIGHTS[4]))
+    assert isinstance(made, MergePlan)
     bench.say(
         "\n## Inside one process, 4 x 1.19 GB\n\n| what | s | limit | s | ratio |\n|---|---|---|---|---|"
     )

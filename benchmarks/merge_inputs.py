@@ -64,7 +64,7 @@ def in_fp8(folder: Path, out: Path) -> Path:
     from safetensors.torch import save_file
 
     out.mkdir(parents=True)
-    places = {}
+    places = dict[str, str]()
     for path in sorted(folder.glob("*.safetensors")):
         part = {}
         with safe_open(path, "pt") as file:

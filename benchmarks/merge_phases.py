@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from souping.checkpoints.views import Raw
 from souping.core.types import Recipe
 from souping.merge import mixing
 from souping.merge.local import LocalMerge
@@ -55,6 +56,18 @@ def cold(made: MergePlan, stage: Path, rounds: int) -> dict[str, float]:
     )
 
 
+def _unmixed(
+    plan: MergePlan,
+    chunk: mixing.Chunk,
+    rows: Sequence[Raw],
+    out: Raw,
+    out_dtype: str,
+    warned: set[str],
+) -> Raw:
+    """Stands in for `mixing.mixed`: reads and writes without arithmetic."""
+    return out
+
+
 def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
@@ -67,7 +80,7 @@ def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
         )
     mixed = mixing.mixed
     if not arithmetic:
-        mixing.mixed = lambda plan, run, rows, out, out_dtype, warned: out
+        mixing.mixed = _unmixed
     try:
         start = time.perf_counter()
         make_shards(made, stage)
@@ -97,6 +110,7 @@ def loading(folders: dict[str, Path], weights: Sequence[float], rounds: int) -> 
     pool = LocalMerge().open(folders)
     live = pool.live(_module(next(iter(folders.values()))))
     made = pool.plan(recipe)
+    assert isinstance(made, MergePlan)
     half = (made.read_bytes + 2 * made.nbytes) // 2  # a copy reads and writes each byte
     source = np.ones(half, np.uint8)
     target = np.zeros(half, np.uint8)
@@ -128,13 +142,10 @@ def _whole_tensors(module: Any, folders: dict[str, Path], weights: Sequence[floa
 
     states: list[dict[str, Any]] = []
     for path in folders.values():
-        states.append(
-            {
-                k: v
-                for file in sorted(path.glob("*.safetensors"))
-                for k, v in load_file(file).items()
-            }
-        )
+        state = dict[str, Any]()
+        for file in sorted(path.glob("*.safetensors")):
+            state |= load_file(file)
+        states.append(state)
 
     def load_soup() -> None:
         with torch.no_grad():

@@ -52,8 +52,8 @@ class Copy:
             sources, target, offset, size = block
             # The first model last: its block is what is written.
             for source in reversed(sources):
-                os.preadv(source, [buffer[:size]], offset)
-            os.pwrite(target, buffer[:size], offset)
+                os.preadv(source, [buffer[:size].data], offset)
+            os.pwrite(target, buffer[:size].data, offset)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, 
 The first call runs the quick tests of `ROOMS` once under coverage, which records the lines that each test executes;
 `--record` does so again. A mutant is then run against the tests that execute its statement (the quickest first, until
 the first failure), in a copy of the repository. A statement that runs at import is that of all tests in the files whose
-tests execute its file.
+tests execute its file, and of the tests that read the sources.
 Tests that kill a mutant are at the end run without one: one that fails there is an error of this measurement.
 """
 
@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -66,20 +66,28 @@ METHOD_TESTS = (
 CLAIM_TESTS = (
     "tests/statistics",
     "tests/comparison",
-    "tests/pipeline/test_evidence.py",
-    "tests/pipeline/test_verdict.py",
-    "tests/pipeline/test_goals.py",
+    "tests/runs/test_evidence.py",
+    "tests/runs/test_verdict.py",
+    "tests/runs/test_goals.py",
     "tests/report/test_content.py",
     "tests/report/test_report.py",
 )
 ANALYSIS_TESTS = (
     "tests/analysis",
-    "tests/pipeline/test_counted_looks.py",
-    "tests/pipeline/test_trajectory.py",
-    "tests/pipeline/test_router.py",
+    "tests/answers/test_counted_looks.py",
+    "tests/runs/test_trajectory.py",
+    "tests/runs/test_router.py",
 )
+STRUCTURE_TESTS = ("tests/test_layers.py",)
+"""Tests that read the sources: they are run against the statements that run at import, besides those of the room."""
 MERGE_FILES = ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py")
-EVIDENCE_FILES = ("pipeline/evidence.py", "pipeline/verdict.py", "pipeline/goals.py")
+EVIDENCE_FILES = ("runs/evidence.py", "runs/verdict.py", "runs/goals.py")
+LOOK_FILES = (
+    "answers/claims.py",
+    "answers/counted_looks.py",
+    "answers/report_choices.py",
+    "runs/held_out.py",
+)
 ROOMS: Mapping[str, Room] = {
     "selection": Room(("selection.py",), METHOD_TESTS),
     "search": Room(("search/*.py",), METHOD_TESTS),
@@ -92,7 +100,7 @@ ROOMS: Mapping[str, Room] = {
     "comparison": Room(("comparison/*.py",), CLAIM_TESTS),
     "evidence": Room(EVIDENCE_FILES, CLAIM_TESTS),
     "analysis": Room(("analysis/*.py",), ANALYSIS_TESTS),
-    "looks": Room(("pipeline/looks/*.py",), ANALYSIS_TESTS),
+    "looks": Room(LOOK_FILES, ANALYSIS_TESTS),
 }
 OPERATORS = re.compile(
     r"core/("
@@ -108,7 +116,10 @@ PRELOADED = (
     "safetensors.torch", "hydra", "llvmlite.binding", "nevergrad",
 )  # fmt: skip
 """Packages that are imported once, before a process is forked for each mutant."""
+DURATION = re.compile(r"^([\d.]+)s (?:call|setup) +(tests/.*)$", re.MULTILINE)
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/[^\[\s]+(?:\[.*?\])?)(?: - .*)?$", re.MULTILINE)
+SURVIVED = ("survived", "not executed")
+"""Outcomes of mutants that no test killed."""
 MOST_SECONDS = 90.0
 """Duration of the tests that a mutant is run against, at most (`--seconds`); one longer test is run alone."""
 SPARE_SECONDS = 60.0
@@ -171,10 +182,11 @@ def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]
         if isinstance(node, ast.FunctionDef):
             annotations.append(node.returns)
     spans = []
-    for node in annotations:
-        if node is not None:
-            start = (node.lineno, node.col_offset)
-            spans.append((start, (node.end_lineno or 0, node.end_col_offset or 0)))
+    for annotation in annotations:
+        if annotation is not None:
+            start = (annotation.lineno, annotation.col_offset)
+            end = (annotation.end_lineno or 0, annotation.end_col_offset or 0)
+            spans.append((start, end))
     return spans
 
 
@@ -207,7 +219,7 @@ def changed_line(before: str, after: str) -> tuple[str, str]:
 
 def tests_of(rooms: Collection[str]) -> list[str]:
     """Folders and files of tests, each once."""
-    tests = dict[str, None]()
+    tests = dict.fromkeys(STRUCTURE_TESTS)
     for room in rooms:
         tests |= dict.fromkeys(ROOMS[room].tests)
     return list(tests)
@@ -246,15 +258,13 @@ def record_of(tests: str) -> Path:
 
 def durations(rooms: Collection[str]) -> dict[str, float]:
     """{test: seconds, set-up included}."""
-    seconds = Counter[str]()
+    seconds = defaultdict[str, float](float)
     for tests in tests_of(rooms):
         log = record_of(tests).with_suffix(".log").read_text()
-        for number, test in re.findall(
-            r"^([\d.]+)s (?:call|setup) +(tests/.*)$", log, re.MULTILINE
-        ):
+        for number, test in DURATION.findall(log):
             seconds[test] += float(number)
         for test in FAILED.findall(log):
-            del seconds[test]
+            seconds.pop(test, None)
     return dict(seconds)
 
 
@@ -282,7 +292,8 @@ def executing_tests(mutant: Mutant, seconds: Mapping[str, float]) -> set[str]:
     span = statement_span((ROOT / mutant.file).read_text(), mutant.line)
     if span is not None:
         return set().union(*(by_line.get(line, set()) for line in span))
-    files = {test.partition("::")[0] for test in set().union(*by_line.values())}
+    files = set(STRUCTURE_TESTS)
+    files |= {test.partition("::")[0] for test in set().union(*by_line.values())}
     return {test for test in seconds if test.partition("::")[0] in files}
 
 
@@ -431,6 +442,36 @@ def sound(tests: Sequence[str]) -> tuple[str, list[str]]:
     return copy().run(tests, 600, all_tests=True)
 
 
+def all_mutants(rooms: Sequence[str]) -> list[Mutant]:
+    mutants = list[Mutant]()
+    for room in rooms:
+        for pattern in ROOMS[room].files:
+            for path in sorted((ROOT / "souping").glob(pattern)):
+                mutants.extend(mutants_of(room, path))
+    return mutants
+
+
+def survivors(table: Path) -> list[Mutant]:
+    """The mutants of an earlier table that no test killed."""
+    with table.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["outcome"] in SURVIVED]
+    return [
+        Mutant(
+            room=row["room"],
+            file=row["file"],
+            line=int(row["line"]),
+            column=int(row["column"]),
+            operator=row["operator"],
+            occurrence=int(row["occurrence"]),
+            before=row["before"],
+            after=row["after"],
+            outcome=row["outcome"],
+            test=row["test"],
+        )
+        for row in rows
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -448,18 +489,10 @@ def main() -> None:
     for tests in tests_of(options.rooms):
         if options.record or not record_of(tests).exists():
             record(tests)
-    mutants = list[Mutant]()
     if options.again:
-        with options.again.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["outcome"] in ("survived", "not executed"):
-                    numbers = {key: int(row[key]) for key in ("line", "column", "occurrence")}
-                    mutants.append(Mutant(**row | numbers))
+        mutants = survivors(options.again)
     else:
-        for room in options.rooms:
-            for pattern in ROOMS[room].files:
-                for path in sorted((ROOT / "souping").glob(pattern)):
-                    mutants.extend(mutants_of(room, path))
+        mutants = all_mutants(options.rooms)
         print(len(mutants), "mutants")
         mutants = drawn(mutants, options.salt, options.count)
 
@@ -474,7 +507,7 @@ def main() -> None:
             print(
                 f"{mutant.outcome:12} {mutant.file}:{mutant.line} {mutant.operator} {mutant.test}"
             )
-            if mutant.outcome in ("survived", "not executed"):
+            if mutant.outcome in SURVIVED:
                 print(f"    - {mutant.before}\n    + {mutant.after}", flush=True)
     print(*(f"{name} {number}" for name, number in outcomes.items()), sep=", ")
 

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from souping.core.unit import MARGIN
-from souping.statistics import scores as tables
+from souping.statistics import score_table as tables
 from souping.statistics.comparison import contrast, paired_intervals
 from souping.statistics.flips import flip_reach
 from souping.statistics.grouped import design
 from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.levels import ALPHA, penalty
-from souping.statistics.scores import ItemTable, ModelScores
+from souping.statistics.score_table import ItemTable, ModelScores
 
 DRAWS = 999
 BASE = 0.7
@@ -71,11 +71,11 @@ def simulate(
     models = len(rates)
     items = len(layout.groups)
     item = rng.standard_normal(items) * np.sqrt(shared)
-    group = rng.standard_normal((models, layout.groups.max() + 1))[:, layout.groups] * np.sqrt(
-        grouped
-    )
+    of_groups = rng.standard_normal((models, layout.groups.max() + 1))
+    group = of_groups[:, layout.groups] * np.sqrt(grouped)
     own = rng.standard_normal((models, items)) * np.sqrt(1 - shared - grouped)
-    return (item + group + own < ndtri(rates)[:, layout.categories]).astype(float)
+    right = item + group + own < ndtri(rates)[:, layout.categories]
+    return np.asarray(right, dtype=float)
 
 
 def nearly(
@@ -521,7 +521,7 @@ def constant_score(n: int, score: float) -> float:
     false = 0.0
     items = tables.one_category(np.arange(n))
     for wrong in range(n + 1):
-        a = (np.arange(n) >= wrong) * 1.0
+        a = (np.arange(n) >= wrong).astype(float)
         scores = tables.ScoreTable.complete(items, {"a": a, "b": np.full(n, score)})
         shown = contrast(scores, "a", "b", draws=DRAWS, tested=False)
         if shown.low <= 1e-9:  # 0 but for rounding; more wrong answers are no better
@@ -605,12 +605,13 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
         [simulate(rng, layout, rates) for _ in range(3 if case.graded else 1)], axis=0
     )
     b = nearly(rng, layout, a, fresh, case.share)
-    where = {
-        "categories": layout.categories,
-        "groups": layout.groups,
-        "coefficients": layout.weights,
-    }
-    one = objective_interval(ModelScores(items=ItemTable(names=(), **where), values=a), draws=DRAWS)
+    items = ItemTable(
+        names=(),
+        categories=layout.categories,
+        groups=layout.groups,
+        coefficients=layout.weights,
+    )
+    one = objective_interval(ModelScores(items=items, values=a), draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
     alpha = ALPHA / penalty(case.looks)
     difference_of = paired_intervals(deltas, 1.0, graded=case.graded, alpha=alpha, draws=DRAWS)
@@ -620,9 +621,9 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     truth = float(layout.weights @ rates[0])
     difference = case.share * case.gain
     return (
-        one.low <= truth <= one.high,
+        one.estimate.low <= truth <= one.estimate.high,
         low <= difference <= high,
-        category.low <= rates[0, 0] <= category.high,
+        category.estimate.low <= rates[0, 0] <= category.estimate.high,
     )
 
 
@@ -650,7 +651,7 @@ def _null_rows(repetitions: int) -> list[str]:
     often = allowed(repetitions, LOOKS_LEVEL)
     kinds = [(NULLS, "better", f"at most {once}"), (LOOKED, "better", f"at most {often}")]
     kinds += [(KEEPS, "keeps", f"at most {once}"), (FAILS, "better", f"must exceed {once}")]
-    rows = []
+    rows = list[str]()
     for nulls, false, bound in kinds:
         for name, (null, layout) in nulls.items():
             start = time.perf_counter()

@@ -34,16 +34,16 @@ from souping.core.types import Candidate, Item, ItemScores, Recipe, Request, Sco
 from souping.core.unit import MARGIN, POINTS
 from souping.evaluate.benchmark import make_splits
 from souping.merge.local import LocalMerge
-from souping.pipeline.settings import RunSettings
-from souping.pipeline.state import Contender, Frozen, Reported, Searched, Selected
-from souping.pipeline.steps import Stage, Steps
-from souping.pipeline.verdict import verdict
+from souping.runs.settings import RunSettings
+from souping.runs.state import Contender, Frozen, Reported, Searched, Selected
+from souping.runs.steps import Stage, Steps
+from souping.runs.verdict import verdict
 from souping.search.adaptive import Adaptive
 from souping.search.loop import RecipeEvaluator, result_of
 from souping.selection import All, SoCE
 from souping.statistics.comparison import Comparison, contrast, same_model
 from souping.statistics.power import measured_power
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 Rows = np.ndarray
 DRAWS = 499
@@ -446,22 +446,19 @@ HEAD = (
 def verdicts(nulls: Tally, whole: Tally) -> list[tuple[str, bool]]:
     """The bars, and whether each is met."""
     tested = max(nulls.tested, 1)
-    shares = {
-        f"false 'better than the best candidate', at most {100 * BETTER:.1f} % of {nulls.tested} runs of nulls": (
-            nulls.false_better / tested,
-            BETTER,
-        ),
-        f"false 'better than every candidate', at most {100 * EVERY:.0f} %": (
-            nulls.false_every / tested,
-            EVERY,
-        ),
-        f"false 'keep', at most {100 * EVERY:.0f} % of {whole.tested} tested runs": (
-            whole.false_kept / max(whole.tested, 1),
-            EVERY,
-        ),
-    }
+    better = nulls.false_better / tested
+    every = nulls.false_every / tested
+    kept = whole.false_kept / max(whole.tested, 1)
+    of_best = f"at most {100 * BETTER:.1f} % of {nulls.tested} runs of nulls"
+    of_every = f"at most {100 * EVERY:.0f} %"
+    of_kept = f"at most {100 * EVERY:.0f} % of {whole.tested} tested runs"
     lines = [
-        (f"{what}: {100 * share:.2f} %", share <= bar) for what, (share, bar) in shares.items()
+        (
+            f"false 'better than the best candidate', {of_best}: {100 * better:.2f} %",
+            better <= BETTER,
+        ),
+        (f"false 'better than every candidate', {of_every}: {100 * every:.2f} %", every <= EVERY),
+        (f"false 'keep', {of_kept}: {100 * kept:.2f} %", kept <= EVERY),
     ]
     least = COVERED - 2 * math.sqrt(COVERED * (1 - COVERED) / tested)
     covered = f"coverage of {nulls.pairs} pairs of all nulls, at least {100 * least:.1f} %"

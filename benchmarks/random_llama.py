@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from souping.core.fields import Precision
 from souping.core.protocols import AdapterShape
 from souping.evaluate.engines.vllm import Vllm, VllmEngine, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
@@ -33,7 +34,7 @@ def random_llama(
 def start_vllm(
     folder: Path,
     ranks: int = 1,
-    dtype: str | None = None,
+    dtype: Precision | None = None,
     adapters: AdapterShape | None = None,
     max_loras: int = 1,
 ) -> Vllm:
@@ -44,7 +45,11 @@ def start_vllm(
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "|".join(map(str, range(ranks))))
     args = {"enforce_eager": True, "max_model_len": 512, "gpu_memory_utilization": 0.3}
     settings = VllmEngine(tensor_parallel_size=ranks, args=args)
-    arguments = llm_arguments(folder, settings, LocalEvaluator(dtype=dtype).machine, adapters)
+    machine = LocalEvaluator(dtype=dtype).machine
+    arguments = {
+        **llm_arguments(folder, settings, machine, adapters),
+        "skip_tokenizer_init": True,
+    }
     if adapters is not None:
         arguments["max_loras"] = max_loras
-    return Vllm(folder, {**arguments, "skip_tokenizer_init": True})
+    return Vllm(folder, arguments)

@@ -1,6 +1,6 @@
 """Wall time of a soup by `merge=accelerate` beside `merge=local`, the start of the ranks included.
 
-    python benchmarks/ranks.py [--size 0.3] [--models 4] [--ranks 2] [--rounds 5]
+    python -m benchmarks.ranks [--size 0.3] [--models 4] [--ranks 2] [--rounds 5]
 
 Prints medians; ratios hold within one run. Inputs are generated below --work and are in the page cache. On one machine
 without GPUs the ranks have the same cores as the threads of `merge=local`, so the difference is what the ranks cost.
@@ -16,8 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from merge_inputs import generate
-
+from benchmarks.merge_inputs import generate
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import Recipe
 from souping.merge.accelerate import AccelerateMerge

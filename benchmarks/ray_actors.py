@@ -10,19 +10,39 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from souping.pipeline.executors.ray_actors import RayExecutor
-from tests.support.actors import Busy, requests
+from souping.answers.ray_actors import RayExecutor
+from souping.core.protocols import Workers
+from souping.core.types import Record, Request, Response
+from tests.support.actors import requests
+
+
+@dataclass
+class Computing(Workers):
+    """Computes for `seconds` of one thread's time on each request."""
+
+    seconds: float
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        return {"": "same"}
+
+    def put(self, request: Request) -> Response:
+        end = time.thread_time() + self.seconds
+        while time.thread_time() < end:
+            pass
+        records = tuple(Record(item=item.id, score=1.0) for item in request.items)
+        return Response(records=records, seconds=self.seconds)
 
 
 def rate(actors: int, count: int, seconds: float) -> float:
     """Requests per second, with as many open as there are actors: what comes back is followed by the next."""
-    folder = Path(tempfile.mkdtemp())
-    workers = RayExecutor(actors=actors, cpus=1).start(Busy(folder), partial(Busy, folder, seconds))
+    worker = Computing(seconds)
+    workers = RayExecutor(actors=actors, cpus=1).start(worker, partial(Computing, seconds))
     try:
         for request in requests(actors):  # actors are there, and have answered once
             workers.put(request)

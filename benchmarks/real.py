@@ -31,8 +31,8 @@ from souping import demo
 from souping.core.protocols import ModuleSettings
 from souping.evaluate.engines.transformers import load_module
 from souping.merge.local import LocalMerge
-from souping.pipeline.card import public_name
-from souping.pipeline.models import folder_of
+from souping.soups.card import public_name
+from souping.soups.models import folder_of
 
 LIBRARIES = ("souping", "torch", "transformers", "accelerate", "safetensors", "vllm", "lm_eval")
 LOADS = 10

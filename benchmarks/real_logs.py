@@ -18,6 +18,7 @@ from pathlib import Path
 
 import souping
 from souping.comparison.pooled import pool, task_weights
+from souping.logs.answer_tables import LogSource
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.match import matched
 from souping.logs.records import Log
@@ -66,9 +67,12 @@ def own_overall(folder: Path, build: str) -> tuple[float, float]:
 
 
 def verdicts(folder: Path, runs: Sequence[str], average: str) -> None:
-    fixes = [f"{folder / name}:{MODEL}" for name in runs]
+    fixes: list[LogSource] = [f"{folder / name}:{MODEL}" for name in runs]
     for build in BUILDS:
-        logs = {build: f"{folder / build}:{MODEL}", "fixes": fixes}
+        logs: dict[str, LogSource | list[LogSource]] = {
+            build: f"{folder / build}:{MODEL}",
+            "fixes": fixes,
+        }
         result = souping.compare(logs, margin=2, average=average)
         row = result.average_row("fixes")
         powers = [row.detectable, row.detectable_one_more_run, row.detectable_twice_items]

@@ -1,6 +1,6 @@
 """Searches beside each other on truth tables: what a search picks, scored on items that it never saw.
 
-    python benchmarks/search.py [--table FILE.npz ..] [--budget 0.05 0.1 0.25] [--seeds 90] [--items 232]
+    python -m benchmarks.search [--table FILE.npz ..] [--budget 0.05 0.1 0.25] [--seeds 90] [--items 232]
         [--parts 3] [--methods NAME ..] [--search FILE.py:NAME] [--open N] [--min-items N ..] [--keep FOLDER]
         [--out FILE.md]
 
@@ -31,10 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import search_methods as ways
-import search_open
-from search_tables import Simulation, TruthTable
 
+from benchmarks import search_methods as ways, search_open
+from benchmarks.search_tables import Simulation, TruthTable
 from souping.core.types import UserError
 from souping.search.adaptive import Adaptive
 
@@ -216,11 +215,10 @@ def note(
             f", stated {found['within'].mean():.2f} (error of the difference "
             f"{table.error(near - found['within']):.2f}); expected regret stated {found['expected'].mean():.2f}"
         )
-    early = (
-        f" (below 25 % in {100 * (found['cost'] < 0.25).mean():.0f} % of searches)"
-        if share is None
-        else ""
-    )
+    early = ""
+    if share is None:
+        below = 100 * (found["cost"] < 0.25).mean()
+        early = f" (below 25 % in {below:.0f} % of searches)"
     where = f"at {100 * share:g} %" if share else "where it stops"
     return [
         f"- {name} {where}: cost {100 * found['cost'].mean():.1f} %{early}; {100 * near.mean():.0f} % of the picks "
@@ -234,8 +232,10 @@ def opened(given: argparse.Namespace) -> list[TableWorlds]:
     tables = []
     for path in given.table:
         worlds = TruthTable.read(path)
-        parts = min(given.parts, len(worlds[0].cat) // LEAST) if len(worlds) == 1 else 1
-        worlds = [part for world in worlds for part in world.parts(max(parts, 1))]
+        if len(worlds) == 1:
+            (world,) = worlds
+            most_parts = len(world.cat) // LEAST
+            worlds = world.parts(max(min(given.parts, most_parts), 1))
         tables.append(TableWorlds(path.stem, worlds, given))
     return tables
 

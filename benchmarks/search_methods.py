@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from search_tables import Simulation, TruthTable
 
+from benchmarks.search_tables import Simulation, TruthTable
 from souping.core.protocols import Search
 from souping.core.types import Query, SearchSpace, UserError, Weights
 from souping.search.adaptive import Adaptive, item_samples
@@ -104,7 +104,11 @@ def _stages(members: Sequence[np.ndarray], size: int, budget: int) -> list[tuple
 
 def _prefix(members: Sequence[np.ndarray], share: float) -> tuple[int, ...]:
     """The first items of each category."""
-    return tuple(int(i) for own in members for i in own[: max(int(np.ceil(share * len(own))), 1)])
+    items = list[int]()
+    for of_category in members:
+        count = max(int(np.ceil(share * len(of_category))), 1)
+        items.extend(int(item) for item in of_category[:count])
+    return tuple(items)
 
 
 def _price(stages: list[tuple[int, ...]], size: int) -> int:

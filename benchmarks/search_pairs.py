@@ -1,6 +1,6 @@
 """The adaptive search beside an earlier one, split by split: does a change of the search cost regret?
 
-    python benchmarks/search.py --methods adaptive --seeds 100 --keep FOLDER
+    python -m benchmarks.search --methods adaptive --seeds 100 --keep FOLDER
     python benchmarks/search_pairs.py FOLDER [--against FILE.csv] [--write FILE.csv] [--out FILE.md]
 
 FOLDER holds what `search.py --keep` left. `--write` keeps its picks and regrets as rows of (table, share, seed, pick,
@@ -23,11 +23,12 @@ Key = tuple[str, str]
 
 def kept(folder: Path) -> dict[Key, np.ndarray]:
     """{(table, share): regret and pick of each seed [seeds, 2]} of the adaptive search."""
-    found = {}
+    picks = {}
     for path in sorted(folder.glob("* adaptive *.npy")):
         table, _, _, share, *_ = path.stem.split(" ")
-        found[table, share] = np.load(path)[:, [0, 5]]
-    return found
+        regret_and_pick = np.load(path)[:, [0, 5]]
+        picks[table, share] = regret_and_pick
+    return picks
 
 
 def read(path: Path) -> dict[Key, np.ndarray]:

@@ -1,6 +1,6 @@
 """How many items a search takes that ends by itself, and how well the plan's figure for it holds.
 
-    python benchmarks/search_sizes.py [--seeds 10] [--items 96 232 464] [--table FILE.npz ..] [--keep FILE.json]
+    python -m benchmarks.search_sizes [--seeds 10] [--items 96 232 464] [--table FILE.npz ..] [--keep FILE.json]
 
 A plan expects a search over K ingredients and n items to take a * K^.75 * n^.8 items (`Adaptive.workload`). Here every
 table is searched on splits of several sizes until the search ends; a is the median over tables and splits, each with
@@ -16,8 +16,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from search_tables import Simulation, TruthTable
 
+from benchmarks.search_tables import Simulation, TruthTable
 from souping.search.adaptive import Adaptive
 
 TABLES = Path(__file__).parent / "tables"

@@ -46,20 +46,18 @@ class TruthTable:
         if bits is None:
             return [cls._of(path, arrays)]
         soups = len(arrays["w"])
-        if (
-            bits.dtype != np.uint8
-            or bits.ndim != 3
-            or not len(bits)
-            or bits.shape[2] != -(-soups // 8)
-        ):
+        bytes_per_item = -(-soups // 8)
+        is_packed = bits.dtype == np.uint8 and bits.ndim == 3 and len(bits) > 0
+        if not is_packed or bits.shape[2] != bytes_per_item:
             raise UserError(
-                f"{path}: bits is {bits.dtype} {bits.shape}; it must be uint8 [W, I, {-(-soups // 8)}], packed along "
+                f"{path}: bits is {bits.dtype} {bits.shape}; it must be uint8 [W, I, {bytes_per_item}], packed along "
                 f"the {soups} soups of w"
             )
-        return [
-            cls._of(path, {**arrays, "ok": np.unpackbits(world, axis=1, count=soups).T})
-            for world in bits
-        ]
+        tables = []
+        for world in bits:
+            ok = np.unpackbits(world, axis=1, count=soups).T
+            tables.append(cls._of(path, {**arrays, "ok": ok}))
+        return tables
 
     @classmethod
     def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> TruthTable:
@@ -82,7 +80,8 @@ class TruthTable:
         """The same on some items, of some soups; categories without any are left out."""
         cat = self.cat[items]
         scores = np.atleast_2d(self.ok[soups])[:, items]
-        return np.mean([scores[:, cat == c].mean(1) for c in np.unique(cat)], axis=0)
+        means = [scores[:, cat == c].mean(axis=1) for c in np.unique(cat)]
+        return np.asarray(np.stack(means).mean(axis=0))
 
     @cached_property
     def points(self) -> list[Weights]:
@@ -131,11 +130,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             arrays = {key: np.asarray(data[key]) for key in KEYS if key in data}
     except (EOFError, TypeError, ValueError, BadZipFile) as error:
         raise UserError(f"{path} is no .npz file of plain arrays") from error
-    missing = [
-        key
-        for key in (*(() if "bits" in arrays else ("ok",)), "cat", "group", "w")
-        if key not in arrays
-    ]
+    required = ("cat", "group", "w") if "bits" in arrays else ("ok", "cat", "group", "w")
+    missing = [key for key in required if key not in arrays]
     if missing:
         raise UserError(
             f"{path} has no array {missing[0]!r}; a table holds ok [S, I], w [S, K], cat [I] and group [I]"
@@ -151,10 +147,10 @@ def _check(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise UserError(
             f"{path}: ok is {shape}; it must be [S, I], two soups or more and an item or more"
         )
-    wanted = {"cat": shape[1:], "group": shape[1:], "w": shape[:1]}
+    soups_and_items = {"ok": shape, "cat": shape[1:], "group": shape[1:], "w": shape[:1]}
     for key, array in arrays.items():
-        has = array.shape[:-1] if key == "w" else array.shape
-        if has != wanted.get(key, shape):
+        array_shape = array.shape[:-1] if key == "w" else array.shape
+        if array_shape != soups_and_items[key]:
             raise UserError(f"{path}: {key} is {array.shape} beside ok {shape}; they must agree")
         if key not in ("cat", "group") and array.dtype.kind not in "biuf":
             raise UserError(f"{path}: {key} has {array.dtype} where numbers are wanted")
@@ -200,7 +196,9 @@ class Simulation:
             categories=tuple(names),
             groups=tuple(f"g{g}" for g in table.group[self.split]),
             coefficients=dict.fromkeys(known, 1 / len(known)),
-            singles=table.ok[np.ix_(table.singles, self.split)] if table.singles else None,
+            singles=table.ok[np.ix_(np.array(table.singles), self.split)]
+            if table.singles
+            else None,
             full_batch=BATCH,
         )
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from souping.core.fields import Precision
 from souping.core.protocols import LoadedModel, ModuleSettings
 from souping.core.types import TEXT, FloatArray, Item
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = (2, 3, 5)
 """Ingredients of a soup."""
-DTYPES = ("bfloat16", "float16", "float32")
+DTYPES: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 RATE = 1e-6
 CHARACTERS = 300
 """Characters of a passage."""

@@ -1,6 +1,6 @@
 """Coverage of the response surface's bands on truth tables: how often they hold the whole truth of the grid.
 
-    python benchmarks/surface.py --table FILE.npz [FILE.npz ..] [--seeds 200] [--items 232]
+    python -m benchmarks.surface --table FILE.npz [FILE.npz ..] [--seeds 200] [--items 232]
         [--asked 1 0.25 search] [--out benchmarks/results/surface-DATE.md]
 
 Tables are those of `search.py`, with weights. Every seed draws a search split by groups and fits the surface to the
@@ -15,8 +15,8 @@ import datetime
 from pathlib import Path
 
 import numpy as np
-from search_tables import Simulation, TruthTable
 
+from benchmarks.search_tables import Simulation, TruthTable
 from souping.analysis.surface import band
 from souping.core.types import UserError
 from souping.search.adaptive import Adaptive
@@ -68,7 +68,7 @@ def by_search(table: TruthTable, seed: int, items: int) -> tuple[np.ndarray, np.
         own = slice(None) if query.items is None else list(query.items)
         values[sim.rows[query.weights], own] = table.ok[sim.rows[query.weights], sim.split[own]]
     whole = [*table.singles, sim.rows[optimiser.best()]]
-    values[whole] = table.ok[np.ix_(whole, sim.split)]
+    values[whole] = table.ok[np.ix_(np.array(whole), sim.split)]
     return sim.split, values
 
 
@@ -120,6 +120,9 @@ def main() -> None:
     parser.add_argument("--date", default=str(datetime.date.today()))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    rows = list[str]()
+    for asked in given.asked:
+        rows += [row(TruthTable.read(path), asked, given) for path in given.table]
     lines = [
         f"# Coverage of the response surface, {given.date}",
         "",
@@ -127,11 +130,7 @@ def main() -> None:
         "",
         "| table | asked | soups | covered % | mean width, points |",
         "|---|---|---|---|---|",
-        *(
-            row(TruthTable.read(path), asked, given)
-            for asked in given.asked
-            for path in given.table
-        ),
+        *rows,
     ]
     text = "\n".join(lines) + "\n"
     print(text)

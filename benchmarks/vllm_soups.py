@@ -24,7 +24,7 @@ from souping.evaluate.engines.vllm import Vllm, sampling_arguments
 from souping.evaluate.templates import Decoding
 from souping.merge import CandidatePool
 from souping.merge.local import LocalMerge
-from souping.pipeline.serving import ScratchFolder
+from souping.soups.serving import ScratchFolder
 
 NAMES = ("0", "1")
 PROMPTS = [[1, 5 + n, 70, 9 + 3 * n] for n in range(8)]

@@ -15,9 +15,9 @@ from souping.core.fields import load_json
 from souping.core.json_fields import list_at, part, texts
 from souping.core.unit import Unit
 from souping.report.content import Report, RowDifference
-from souping.report.files import read_report
 from souping.report.format import ROW_KINDS
 from souping.report.plots import COLOURS, CORNERS, FAINT, INK, PAPER, Drawing, canvas, ring, scale
+from souping.report.run_files import read_report
 from souping.report.tables import JsonRow, ShownModel, compared
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from souping.core.types import Item, ItemScores
 from souping.demo import path
 from souping.evaluate.benchmark import Benchmark, make_splits
 from souping.statistics.power import measured_power
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 KEPT = Path(__file__).resolve().parents[1] / "tests" / "data" / "main_job"
 GAINS = (10.0, 5.0, 3.0, 2.0, 1.0)

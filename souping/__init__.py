@@ -5,11 +5,56 @@ The names below are the library's. Each is imported when it is first used, so th
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     raise ImportError(
         "souping runs on Linux and macOS: on Windows, install it inside WSL (wsl --install)"
     )
+
+if TYPE_CHECKING:
+    from souping.analysis.consistency import Consistency as Consistency
+    from souping.analysis.correlation import (
+        kendall as kendall,
+        pearson as pearson,
+        spearman as spearman,
+    )
+    from souping.analysis.shapley import Shapley as Shapley
+    from souping.analysis.surface import ResponseSurface as ResponseSurface
+    from souping.analysis.wins import CategoryWins as CategoryWins, ItemWins as ItemWins
+    from souping.comparison.api import compare as compare
+    from souping.core.scores import (
+        Mean as Mean,
+        Tree as Tree,
+        Weighted as Weighted,
+        WorstCategory as WorstCategory,
+        read_table as read_table,
+    )
+    from souping.core.system import __version__ as __version__
+    from souping.core.types import (
+        Item as Item,
+        Recipe as Recipe,
+        ScoreMatrix as ScoreMatrix,
+        Selection as Selection,
+        UserError as UserError,
+    )
+    from souping.evaluate.generate import LocalEvaluator as LocalEvaluator
+    from souping.merge.local import LocalMerge as LocalMerge
+    from souping.runs.library import (
+        RunResult as RunResult,
+        run as run,
+        select as select,
+        soup as soup,
+    )
+    from souping.search.adaptive import Adaptive as Adaptive
+    from souping.search.points import (
+        Fixed as Fixed,
+        GreedySoup as GreedySoup,
+        Grid as Grid,
+        Nevergrad as Nevergrad,
+        Uniform as Uniform,
+    )
+    from souping.selection import All as All, Greedy as Greedy, SoCE as SoCE, TopK as TopK
 
 _MODULES = {
     "souping.core.system": ("__version__",),
@@ -26,7 +71,7 @@ _MODULES = {
     "souping.evaluate.generate": ("LocalEvaluator",),
     "souping.merge.local": ("LocalMerge",),
     "souping.comparison.api": ("compare",),
-    "souping.pipeline.library": ("RunResult", "run", "select", "soup"),
+    "souping.runs.library": ("RunResult", "run", "select", "soup"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [*_MODULE_OF]

@@ -12,11 +12,13 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product, starmap
 from pathlib import Path
 
 import numpy as np
 
+from souping.checkpoints.layouts import read_rules
+from souping.checkpoints.trainers import Trainer, folders_in, step_pattern, weight_files
 from souping.core.protocols import (
     Correlation,
     Evaluator,
@@ -42,6 +44,8 @@ from souping.core.types import (
     UserError,
     Weights,
 )
+from souping.logs.layouts import LogLayout, rows_by_column
+from souping.logs.records import LogRow
 
 INGREDIENTS = ("a", "b", "c")
 BEST_WEIGHTS = (0.5, 0.3, 0.2)
@@ -294,6 +298,27 @@ def check_tracker(tracker: Tracker, folder: Path) -> None:
         [{"job": 0, "overrides": ["seed=1"], "objective": 0.5, "run_dir": "0"}], folder
     )
     tracker.close()
+
+
+def check_log_layout(layout: LogLayout, rows: Sequence[LogRow]) -> None:
+    """Each row of a log gets an item, and a number or None as its score; some score is a number."""
+    columns = list(rows_by_column(Path("rows"), rows, layout, {}))
+    _expect(layout, len(columns) == len(rows), "must give columns for each row")
+    scores = [row["score"] for row in columns if row["score"] is not None]
+    _expect(layout, bool(scores), "must give a score")
+    _expect(layout, all(isinstance(score, int | float) for score in scores), "scores are numbers")
+
+
+def check_trainer(trainer: Trainer, run: Path) -> None:
+    """Its rules can be read, and some folder in `run`, a training run, is one of its checkpoints with weights."""
+    read_rules(trainer.rules)
+    pattern = step_pattern(trainer)
+    folders = [folder for folder in folders_in(run) if pattern.fullmatch(folder.name)]
+    _expect(trainer, bool(folders), f"`folders` fit none of those in {run}")
+    places = ("", *trainer.models, *trainer.weights)
+    paths = starmap(Path.joinpath, product(folders, places))
+    found = any(map(weight_files, paths))
+    _expect(trainer, found, "`weights` and `models` hold no weights in any")
 
 
 def _expect(component: object, holds: bool, requirement: str) -> None:

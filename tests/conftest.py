@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from souping.answers.claims import Claim, Look, Measurement
+from souping.answers.counted_looks import CountedLooks
 from souping.core.protocols import Evaluator, LoadedModel, Objective, Sampling
 from souping.core.scores import Mean
 from souping.core.types import Item, Json, Recipe, Record, ScoreMatrix
-from souping.pipeline.looks.claims import Claim, Look, Measurement
-from souping.pipeline.looks.counted_looks import CountedLooks
 from tests.support.composition import compose_once
 
 IGNORED = [
@@ -138,7 +138,7 @@ class FakeEvaluator(Evaluator):
 
     def evaluate(self, model: LoadedModel, items: Sequence[Item], repeat: int = 0) -> list[Record]:
         self.asked += [item.id for item in items]
-        right = {item.id: float(int(str(item.answer)) < self.skill[model.module]) for item in items}
+        right = {item.id: float(int(str(item.answer)) < self.skill[model.soup]) for item in items}
         return [
             Record(item=name, score=s, output=f"{name} {repeat}", repeat=repeat)
             for name, s in right.items()

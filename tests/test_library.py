@@ -18,7 +18,7 @@ import souping
 from souping.core.protocols import ModuleSettings
 from souping.core.types import UserError
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
-from souping.report.files import as_json
+from souping.report.run_files import as_json
 from tests.conftest import ROOT
 
 NAMES = """
@@ -35,6 +35,23 @@ def test_the_surface_is_what_is_written_here() -> None:
     assert all(getattr(souping, name) for name in souping.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'soup_of_the_day'"):
         _ = souping.soup_of_the_day
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """`from MODULE import NAME as NAME` is how type checkers know a name as exported."""
+    tree = ast.parse(Path(souping.__file__).read_text())
+    (checked,) = [
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    names = {}
+    for line in checked:
+        assert isinstance(line, ast.ImportFrom)
+        assert all(alias.name == alias.asname for alias in line.names)
+        assert line.module is not None
+        names[line.module] = tuple(alias.name for alias in line.names)
+    assert names == souping._MODULES
 
 
 def test_every_name_is_documented() -> None:
@@ -98,7 +115,8 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
     named = souping.soup(pool, {"cat": 0.75, "ant": 0.25}, out=tmp_path / "named", store=store)
     listed = souping.soup(pool, [0.25, 0, 0.75], out=tmp_path / "listed", store=store)
     assert (named / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
-    array = souping.soup(pool, np.array([0.25, 0, 0.75]), out=tmp_path / "array", store=store)
+    weights: Any = np.array([0.25, 0, 0.75])
+    array = souping.soup(pool, weights, out=tmp_path / "array", store=store)
     assert (array / "model.safetensors").read_bytes() == (listed / "model.safetensors").read_bytes()
     with pytest.raises(souping.UserError, match=r"weights.*cap.*did you mean cat"):
         souping.soup(pool, {"cap": 1.0}, out=tmp_path / "none", store=store)
@@ -130,7 +148,7 @@ def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
         ({"min_gain": float("nan")}, "^min_gain="),
     ],
 )
-def test_invalid_arguments(
+def test_a_wrong_argument_is_named_before_anything_is_written(
     settings: dict[str, Any], tmp_path: Path, given: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(souping.UserError, match=words):
@@ -197,8 +215,9 @@ def loader_calls() -> Iterator[tuple[Path, ast.Call]]:
             if not any(name in text for name in LOADERS):
                 continue
             for node in ast.walk(ast.parse(text)):
-                named = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-                if named and node.func.attr in LOADERS:
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                    continue
+                if node.func.attr in LOADERS:
                     yield path.relative_to(ROOT), node
 
 

@@ -83,7 +83,7 @@ def test_items_of_the_papers_benchmarks_stay_in_their_splits(benchmark: str) -> 
 
 @pytest.mark.slow
 def test_items_of_bfcl_eval_have_the_recorded_groups(bfcl: Any) -> None:
-    from souping.evaluate.bfcl.benchmark import BfclBenchmark, chosen_categories
+    from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark, chosen_categories
 
     items = BfclBenchmark(data=bfcl.data, categories=chosen_categories(None)).items()
     found = [(item.category, item.group) for item in items]

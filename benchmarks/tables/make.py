@@ -127,8 +127,11 @@ class DemoModels:
         self.model.load_state_dict(soup)
 
     def written(self, which: Sequence[int]) -> list[str]:
+        from transformers import PreTrainedTokenizerFast
+
         from examples.demo.train import answers
 
+        assert isinstance(self.tokenizer, PreTrainedTokenizerFast)
         return answers(self.model, self.tokenizer, [self.tasks[i].prompt for i in which])
 
     def score(self, item: int, answer: str) -> float:
@@ -237,11 +240,14 @@ def _soup(models: DemoModels, weights: np.ndarray, unique: list[list[str]]) -> n
     models.load_soup(weights.tolist())
     greedy = models.read(unique)
     ok = np.full(len(unique), np.nan)
-    for i, row in enumerate(unique):
-        said = [text for text, same in zip(row, greedy[i], strict=True) if same]
-        ok[i] = models.score(i, said[0]) if said else np.nan
-    rest = np.flatnonzero(np.isnan(ok))
-    for i, text in zip(rest, models.written(rest.tolist()), strict=True):
+    for i, texts in enumerate(unique):
+        answers = [text for text, is_greedy in zip(texts, greedy[i], strict=True) if is_greedy]
+        if answers:
+            ok[i] = models.score(i, answers[0])
+
+    # The greedy answer is none of the known ones: the model writes it.
+    unknown = np.flatnonzero(np.isnan(ok)).tolist()
+    for i, text in zip(unknown, models.written(unknown), strict=True):
         ok[i] = models.score(i, text)
     return ok.astype(bool)
 
@@ -356,7 +362,7 @@ def main() -> None:
     if table is None:
         print("not done yet: run it again")
         return
-    np.savez_compressed(given.out / f"{given.family}.npz", **table)
+    np.savez_compressed(given.out / f"{given.family}.npz", allow_pickle=True, **table)
     truth = np.stack([table["ok"][:, table["cat"] == c].mean(1) for c in np.unique(table["cat"])])
     mean = truth.mean(0)
     print(

@@ -6,18 +6,17 @@ Shape legend: K ingredients, I items, C categories.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from souping.core.protocols import Objective
-from souping.core.types import ItemScores, ScoreMatrix
-from souping.core.unit import Unit
-from souping.report.content import Router, UpperBound
-from souping.statistics.scores import ItemTable
+from souping.core.types import ItemScores, ScoreMatrix, frozen
+from souping.report.content import Report, Router, UpperBound
+from souping.statistics.score_table import ItemTable
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RoutedAnswers:
     """A router: `routes` are {category: ingredient}; `scores` has each item's score by the ingredient that answers it.
 
@@ -74,38 +73,32 @@ def routed(
     return RoutedAnswers(name=name, routes=routes, scores=scores)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Alternatives:
-    """What a soup is compared with besides candidates, as fields of `Report`."""
-
-    selection_bias: float
-    router: Router | None = None
-    upper_bound: UpperBound | None = None
-
-
-def alternatives(
-    unit: Unit,
+def with_alternatives(
+    report: Report,
     search_score: float,
     soup: ItemScores,
     ingredients: Mapping[str, ItemScores],
     router: RoutedAnswers | None,
     objective: Objective,
-) -> Alternatives:
-    """Selection bias, router and upper bound; selection bias alone if there is no router (scores are not fractions).
+) -> Report:
+    """The report with selection bias, router and upper bound; with selection bias alone if there is no router (scores
+    are not fractions).
 
     The soup and its `ingredients` have scores on the test split. Selection bias is the soup's score on the search split
     minus that on the test split. The router chose by the scores of the select split. The upper bound counts an item as
     the best of the ingredients answers it, which no system can know. Router and upper bound come with the number of
     models in memory and of answers per request.
     """
+    unit = report.unit
     table = ItemTable.of(soup.items, objective)
     selection_bias = unit.raw(search_score) - unit.raw(table.score(soup.values))
+    report = replace(report, selection_bias=selection_bias)
     if router is None:
-        return Alternatives(selection_bias=selection_bias)
+        return report
     best = np.max([model.values for model in ingredients.values()], axis=0)
     count = len(ingredients)
-    return Alternatives(
-        selection_bias=selection_bias,
+    return replace(
+        report,
         router=Router(
             score=unit.raw(table.score(router.scores.values)),
             routes=dict(router.routes),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import get_type_hints
 
 from souping.core.protocols import Correlation, Objective
-from souping.core.types import FloatArray, ItemScores, JsonObject, Recipe, Record, Split
+from souping.core.types import FloatArray, ItemScores, JsonObject, Recipe, Record, Split, frozen
 from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult, UserResult
 
 SINGLE_SELECTED = "one ingredient was selected, so that no soup was searched"
 
@@ -18,7 +20,7 @@ class NotEstimableError(Exception):
     """There is too little data; the message says how much there is and how much it takes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunSoups:
     """Soups of a run, without their scores.
 
@@ -33,7 +35,7 @@ class RunSoups:
     base: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunScores:
     """Item scores of a run, for its analyses."""
 
@@ -73,6 +75,19 @@ class Analysis(ABC):
     def asks(self, soups: RunSoups) -> tuple[Recipe, ...]:
         """Soups whose answers to the whole search split the analysis needs, stored already or not."""
         return ()
+
+    @classmethod
+    def result_type(cls) -> type[AnalysisResult]:
+        """Class of the result, which the annotation of `analyse` declares; that of a mapping is `UserResult`."""
+        kind = get_type_hints(cls.analyse)["return"]
+        return kind if inspect.isclass(kind) and issubclass(kind, AnalysisResult) else UserResult
+
+    def notes(self, base_model: str | None, base: str | None) -> list[str]:
+        """What a reader of the report must know of this analysis before it is made.
+
+        `base_model` is `merge.base_model`, and `base` the candidate that is this model; None if there is none.
+        """
+        return []
 
     @abstractmethod
     def analyse(self, run: RunScores) -> AnalysisResult | JsonObject:

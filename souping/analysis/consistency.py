@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -37,9 +37,10 @@ from souping.core.types import (
     Names,
     Recipe,
     ScoreMatrix,
+    frozen,
 )
 from souping.core.unit import Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableGrid, grid
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import clean, count, in_words, rho, short
@@ -228,7 +229,7 @@ NULLS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NullSpread:
     """Mean |rho| under a null."""
 
@@ -250,7 +251,7 @@ class NullSpread:
         return "within"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PopulationCorrelation:
     """Correlations of categories over a population."""
 
@@ -268,7 +269,7 @@ class PopulationCorrelation:
     """correlation of every two categories"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ConsistencyResult(AnalysisResult):
     """Correlations of categories before and after souping."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +28,13 @@ from souping.core.types import (
     IntArray,
     ScoreMatrix,
     UserError,
+    frozen,
 )
 from souping.statistics.bootstrap_t import resample
 from souping.statistics.flips import distinct
 from souping.statistics.grouped import design
 from souping.statistics.levels import Z95
-from souping.statistics.scores import group_numbers
+from souping.statistics.score_table import group_numbers
 
 # A column whose range is below this share of its largest value is constant: only rounding tells its
 # scores apart.
@@ -174,7 +174,7 @@ def correlated(correlation: Correlation, table: FloatArray) -> Correlations:
 # ---------------------------------------------------------------- noise of the items
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GroupSums:
     """Item scores summed by group. Groups with items in the same categories form a stratum."""
 

@@ -10,7 +10,7 @@ Shape legend: S points, K ingredients, G goals, C categories, I items, D draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,15 +25,16 @@ from souping.core.types import (
     Trial,
     UserError,
     Weights,
+    frozen,
 )
-from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.core.unit import POINTS, Estimate, Unit
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, four_digits, in_words, short
 from souping.report.plots import COLOURS, FAINT, Drawing, canvas, figure, ring
 from souping.search.surrogate import RISE, SoupModel
-from souping.statistics.scores import group_numbers
+from souping.statistics.score_table import group_numbers
 
 # Key under `analyses`.
 FRONT = "front"
@@ -196,8 +197,8 @@ class Front:
             if goal.unit.fractions:
                 band = np.clip(band, 0, 1)
             mean, low, high = band.tolist()
-            table = goal.unit.raw_table({"mean": mean, "low": low, "high": high})
-            goals[goal.name] = GoalBand(**table)
+            mean, low, high = goal.unit.raw_estimate(Estimate(mean, low, high))
+            goals[goal.name] = GoalBand(mean=mean, low=low, high=high)
         return FrontPoint(
             weights=tuple(round(float(share), 9) for share in self.points[n]),
             goals=goals,
@@ -248,7 +249,7 @@ def undominated(values: FloatArray) -> BoolArray:
 # ---------------------------------------------------------------- how it is shown
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Goal:
     """A goal of `pareto`."""
 
@@ -258,7 +259,7 @@ class Goal:
     """unit of its means"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GoalBand:
     """Mean of a goal with its band."""
 
@@ -270,7 +271,7 @@ class GoalBand:
     """upper limit"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FrontPoint:
     """A soup and what it reaches."""
 
@@ -282,7 +283,7 @@ class FrontPoint:
     """whether it answered the whole search split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FrontResult(AnalysisResult):
     """Soups that no other beats in all goals."""
 

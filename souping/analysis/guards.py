@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -29,9 +28,10 @@ from souping.core.types import (
     SearchBounds,
     Split,
     UserError,
+    frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, grid
 from souping.report.content import MaybeFloat, MaybeInt
 from souping.report.format import clean, count, share
@@ -39,7 +39,7 @@ from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, contrast
 from souping.statistics.levels import ALPHA, Level, release
 from souping.statistics.power import DISCORDANCE, POWER, pair_variance
-from souping.statistics.scores import ScoreTable, group_numbers, one_category
+from souping.statistics.score_table import ScoreTable, group_numbers, one_category
 
 GUARDS = "guards"
 # Name of a guard or goal that is the mean length of all answers.
@@ -63,7 +63,7 @@ LONGER = Unit(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Guard(Bound):
     """Bound that a user set, in the `unit` of its benchmark's scores; `benchmark` names an extra one."""
 
@@ -89,17 +89,15 @@ class Guard(Bound):
 
     def result(self, comparison: Comparison) -> GuardCheck:
         """The guard with soup minus reference, as report.json keeps it."""
-        limits = {
-            "difference": comparison.difference,
-            "low": comparison.low,
-            "high": comparison.high,
-        }
+        difference, low, high = self.unit.raw_estimate(comparison.estimate)
         return GuardCheck(
             name=self.name,
             unit=self.unit,
             margin=self.unit.size(self.margin),
-            **self.unit.raw_table(limits),
-            level=comparison.level,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.confidence,
             items=comparison.n,
             groups=comparison.groups,
             outcome=self.outcome(comparison),
@@ -245,7 +243,7 @@ def guard_tests(
     return [guard.result(comparisons[n]) for n, guard in enumerate(guards)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Admission:
     """Guards on the items of a split, with the scores of the model `against` which soups are compared."""
 
@@ -372,7 +370,7 @@ def planned(plans: Sequence[Mapping[str, Any]]) -> Section | None:
     return Section("Guards", lines, grids=(grid(header, rows, left=(0, 1, 2)),))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GuardCheck:
     """A guard on the test split."""
 
@@ -398,7 +396,7 @@ class GuardCheck:
     """`held`, `broken` or `undecided`, or why there is none"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GuardsResult(AnalysisResult):
     """What the guards changed, and whether they held."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Annotated, Literal
 
@@ -25,15 +25,15 @@ import numpy as np
 
 from souping.analysis.base import Analysis, NotEstimableError, RunScores, RunSoups
 from souping.core.fields import Bounds, component
-from souping.core.types import FloatArray, Names, Recipe
-from souping.core.unit import Unit
-from souping.report.analyses import AnalysisResult
+from souping.core.types import FloatArray, Names, Recipe, frozen
+from souping.core.unit import Estimate, Unit
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, short
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure, name_rows
 from souping.statistics.intervals import objective_interval
-from souping.statistics.scores import ItemTable, ModelScores
+from souping.statistics.score_table import ItemTable, ModelScores
 
 # Models that are together: a player (one, two or three of them) or a subset of players.
 Members = frozenset[str]
@@ -60,6 +60,14 @@ class Shapley(Analysis):
         if not 2 <= len(game.names) <= self.max_models:
             return ()
         return tuple(map(game.recipe, game.subsets()))
+
+    def notes(self, base_model: str | None, base: str | None) -> list[str]:
+        if not base_model or base:
+            return []
+        return [
+            f"merge.base_model={base_model} is not a candidate and is not evaluated: values are relative to the mean "
+            "of the models alone; for values relative to the base, add it to pool.candidates"
+        ]
 
     def analyse(self, run: RunScores) -> ShapleyResult:
         game = _Game(self, run.soups)
@@ -174,13 +182,13 @@ class _Values:
         """The Shapley value of a player, from what each item adds to it [I], with its interval and its categories."""
         unit = self.run.unit
         table = ItemTable.of(self.everybody.items, self.run.objective)
-        interval = objective_interval(ModelScores(items=table, values=values))
-        limits = {"value": self.objective(values), "low": interval.low, "high": interval.high}
+        _, low, high = objective_interval(ModelScores(items=table, values=values)).estimate
+        value, low, high = unit.raw_estimate(Estimate(self.objective(values), low, high))
         means = {}
         for c, name in enumerate(table.names):
             means[name] = unit.raw(float(values[table.categories == c].mean()))
         names = self.game.in_order(members)
-        return PlayerValue(members=names, **unit.raw_table(limits), categories=means)
+        return PlayerValue(members=names, value=value, low=low, high=high, categories=means)
 
 
 def _level(game: _Game, values: _Values, size: int) -> ShapleyLevel:
@@ -229,7 +237,7 @@ COLOUR: Mapping[MaybeInt, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PlayerValue:
     """The Shapley value of a player."""
 
@@ -254,7 +262,7 @@ class PlayerValue:
         return TableCell(unit.score(self.value, sign=True), limits)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShapleyLevel:
     """Models, pairs or triplets."""
 
@@ -281,7 +289,7 @@ class ShapleyLevel:
         return grid(("category", *(player.name for player in self.models)), rows)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SubsetValue:
     """The score of a subset's soup."""
 
@@ -293,7 +301,7 @@ class SubsetValue:
     """objective on the search split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShapleyResult(AnalysisResult):
     """What each model adds to soups of the others."""
 

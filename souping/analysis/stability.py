@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from souping.analysis.correlation import (
 )
 from souping.core.protocols import Correlation, Selector
 from souping.core.text import first_line
-from souping.core.types import FloatArray, ScoreMatrix, Selection, UserError
+from souping.core.types import FloatArray, ScoreMatrix, Selection, UserError, frozen
 from souping.report.content import (
     CorrelationPair,
     NamedNumbers,
@@ -146,7 +145,7 @@ def _select(selector: Selector, scores: ScoreMatrix) -> Selection:
 # ---------------------------------------------------------------- bootstrap over items
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionShares:
     """Shares of the bootstrap draws that gave a selection, and why the others gave none."""
 

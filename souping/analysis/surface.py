@@ -9,7 +9,6 @@ Shape legend: S points, K ingredients, C categories, I items, D draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,31 +16,26 @@ import numpy as np
 from souping.analysis.base import SINGLE_SELECTED, Analysis, NotEstimableError, RunScores
 from souping.core.fields import component
 from souping.core.text import minus
-from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights
-from souping.core.unit import Unit
-from souping.report.analyses import AnalysisResult
+from souping.core.types import BoolArray, FloatArray, IntArray, Names, Weights, frozen
+from souping.core.unit import Estimate, Unit
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section
 from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import count, four_digits, in_words
 from souping.report.plots import FAINT, INK, Drawing, canvas, curve, scale, triangle, weight_axis
-from souping.search.points import grid_size, uniform, vertices, weight_grid, weights_key
+from souping.search.points import uniform, vertices, weight_grid, weights_key
 from souping.search.surrogate import RISE, SoupModel, draws
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Evaluated soups without which there is no surface, and most points of one.
+# Evaluated soups without which there is no surface.
 FEWEST_SOUPS = 5
-MOST_POINTS = 150
-# {step: the next wider one}
-WIDER_STEP = {0.1: 0.2, 0.05: 0.1, 0.2: 0.25, 0.25: 0.5}
 # Most soups that the model is fitted on.
 FITTED = 400
 CONFIDENCE = 0.95
-# Step of the weights.
-STEP = 0.1
 # Draws of the posterior that the width of a band is estimated from.
 BAND_DRAWS = 2000
 # Factor of a band's width for what the posterior takes for certain (the scales and the smoothness):
@@ -51,39 +45,24 @@ WIDENING = 1.35
 TINY_ERROR = 1e-9
 
 
-@dataclass(frozen=True, kw_only=True)
-class SurfaceBand:
-    """Difference to the first point (inner scores), and its limits, which hold at all points at once."""
+def differences_to_first(mean: FloatArray, cov: FloatArray, most: float) -> Estimate[FloatArray]:
+    """Differences [S] to the first point (inner scores), with limits that hold at all points at once.
 
-    difference: FloatArray  # [S]
-    low: FloatArray  # [S]
-    high: FloatArray  # [S]
+    From the posterior of all points: mean [S], covariance [S, S]. No difference can be larger than `most`.
+    """
+    # Covariance and standard error of the differences to the first point.
+    cov = cov - cov[:, :1] - cov[:1] + cov[0, 0]
+    error = np.sqrt(np.maximum(np.diag(cov), 0))
 
-    @classmethod
-    def of(cls, mean: FloatArray, cov: FloatArray, most: float) -> SurfaceBand:
-        """From the posterior of all points: mean [S], covariance [S, S]. No difference can be larger than `most`."""
-        # Covariance and standard error of the differences to the first point.
-        cov = cov - cov[:, :1] - cov[:1] + cov[0, 0]
-        error = np.sqrt(np.maximum(np.diag(cov), 0))
+    # In 95 % of the draws, |difference| / error is at most this size at all points but the first.
+    sizes = np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], TINY_ERROR)
+    critical = float(np.quantile(np.max(sizes, axis=1), CONFIDENCE))
 
-        # In 95 % of the draws, |difference| / error is at most this size at all points but the first.
-        sizes = np.abs(draws(cov, BAND_DRAWS))[:, 1:] / np.maximum(error[1:], TINY_ERROR)
-        critical = float(np.quantile(np.max(sizes, axis=1), CONFIDENCE))
-
-        difference = np.clip(mean - mean[0], -most, most)
-        margin = WIDENING * critical * error
-        return cls(
-            difference=difference,
-            low=np.maximum(difference - margin, -most),
-            high=np.minimum(difference + margin, most),
-        )
-
-    def at(self, unit: Unit, points: int) -> SurfaceLimits:
-        """The first `points` points, in the unit of the scores."""
-        limits = {}
-        for key, row in unit.raw_table(vars(self)).items():
-            limits[key] = tuple(round(value, 6) for value in row[:points].tolist())
-        return SurfaceLimits(**limits)
+    difference = np.clip(mean - mean[0], -most, most)
+    margin = WIDENING * critical * error
+    low = np.maximum(difference - margin, -most)
+    high = np.minimum(difference + margin, most)
+    return Estimate(difference, low, high)
 
 
 def band(
@@ -93,7 +72,7 @@ def band(
     coefficients: FloatArray,
     value: Callable[[FloatArray], FloatArray] | None = None,
     groups: IntArray | None = None,
-) -> tuple[SurfaceBand, list[FloatArray]]:
+) -> tuple[Estimate[FloatArray], list[FloatArray]]:
     """Band of the objective at `points` [S, K] less that at the first of them, and the difference [S] of each category.
 
     `scores` [S, I] are nan where a point was not evaluated, `categories` and `groups` [I] numbers from 0 (every item is
@@ -111,7 +90,7 @@ def band(
     wider = max(1.0, model.surprise())
     are_fractions = np.nanmin(scores) >= 0 and np.nanmax(scores) <= 1
     most = 1.0 if are_fractions else np.inf
-    objective = SurfaceBand.of(mean, wider * cov, most * float(coefficients.sum()))
+    objective = differences_to_first(mean, wider * cov, most * float(coefficients.sum()))
     differences = []
     for c in range(len(coefficients)):
         category_mean = model.posterior(c).mean
@@ -183,15 +162,17 @@ def _item_samples(answered: BoolArray, categories: IntArray, count: int) -> list
 
 @component
 class ResponseSurface(Analysis):
-    """Bands over a grid of weights of `STEP`."""
+    """Bands over the grid of weights in steps of 0.1, the single ingredients and the uniform soup."""
 
     def analyse(self, run: RunScores) -> SurfaceResult:
         evaluated = _evaluated(run)
         names = run.soups.ingredients
         split = ItemTable.of(next(iter(run.search.values())).items, run.objective)
 
-        # The points of the surface, then further ones that the model is fitted on.
-        surface = dict.fromkeys(self._points(len(names)))
+        # The points of the surface (at most 133), then further ones that the model is fitted on.
+        k = len(names)
+        grid = (uniform(k), *vertices(k), *weight_grid(k))
+        surface = dict.fromkeys(map(weights_key, grid))
         size = len(surface)
         points = [*surface, *(point for point in evaluated if point not in surface)]
         items = next(iter(evaluated.values())).size
@@ -212,6 +193,7 @@ class ResponseSurface(Analysis):
         chosen = run.soups.soup.shares
         answered = np.isfinite(scores[:size]).sum(axis=1)
         width = float((objective.high - objective.low)[:size].mean())
+        raw_difference, low, high = run.unit.raw_estimate(objective)
         return SurfaceResult(
             split="search",
             ingredients=tuple(names),
@@ -220,20 +202,14 @@ class ResponseSurface(Analysis):
             items=tuple(answered.tolist()),
             split_items=items,
             soups=len(evaluated),
-            objective=objective.at(run.unit, size),
+            objective=SurfaceLimits(
+                difference=_rounded(raw_difference[:size]),
+                low=_rounded(low[:size]),
+                high=_rounded(high[:size]),
+            ),
             categories=categories,
             width=run.unit.size(width),
         )
-
-    def _points(self, size: int) -> Sequence[tuple[float, ...]]:
-        """The uniform soup, the single ingredients, and a grid, whose step is wider if its points were too many."""
-        step = STEP
-        while grid_size(size, step) > MOST_POINTS and step < 0.5:
-            step = WIDER_STEP.get(round(step, 3), 0.5)
-        return [
-            weights_key(point)
-            for point in (uniform(size), *vertices(size), *weight_grid(size, step))
-        ]
 
 
 def answer_table(
@@ -242,6 +218,10 @@ def answer_table(
     """Answers of points [S, I]; nan where a point was not evaluated."""
     unknown = np.full(items, np.nan)
     return np.array([answers.get(point, unknown) for point in points])
+
+
+def _rounded(values: FloatArray) -> tuple[float, ...]:
+    return tuple(round(value, 6) for value in values.tolist())
 
 
 def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
@@ -278,7 +258,7 @@ def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
 # How it is shown
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SurfaceLimits:
     """Differences to the uniform soup, point by point, with limits that hold for all of them at once."""
 
@@ -290,7 +270,7 @@ class SurfaceLimits:
     """upper limits"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SurfaceResult(AnalysisResult):
     """Predicted scores over the weights."""
 

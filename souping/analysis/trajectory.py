@@ -8,14 +8,13 @@ Shape legend: K checkpoints, I items, R training runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from souping.checkpoints.pool import Trajectory
-from souping.checkpoints.trajectory import Member
+from souping.checkpoints.trajectory import Member, Trajectory
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, ItemScores, Trial, Weights
+from souping.core.types import FloatArray, ItemScores, Trial, Weights, frozen
 from souping.core.unit import Unit
 from souping.report.content import (
     CategoryDifference,
@@ -26,10 +25,10 @@ from souping.report.content import (
     TrajectoryResult,
     WindowRow,
 )
-from souping.search.trajectory import windows
-from souping.statistics.comparison import contrast
-from souping.statistics.levels import Level, over_looks
-from souping.statistics.scores import Answers, ItemTable, ScoreTable
+from souping.search.windows import windows
+from souping.statistics.comparison import Comparison, contrast
+from souping.statistics.levels import FIRST_LOOK, Level
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable
 
 SOUP_AVERAGE = "average"
 LAST_CHECKPOINT = "last"
@@ -38,7 +37,7 @@ CHECKPOINTS_MEAN = "checkpoints_mean"
 NEIGHBOURS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CheckpointScores:
     """Scores of a run's checkpoints, oldest first, on the items of a split. A report has them in the `unit`."""
 
@@ -63,15 +62,13 @@ class CheckpointScores:
             return None
         return float(np.std(last, ddof=1))
 
-    def versus_last(
-        self, average: ItemScores, looks: int = 1, tests: float = 1.0
-    ) -> LookDifference:
+    def versus_last(self, average: ItemScores, level: Level = FIRST_LOOK) -> Comparison:
         """The average minus the last checkpoint."""
-        return self._versus(LAST_CHECKPOINT, average, self.checkpoints[-1], looks, tests)
+        return self._versus(LAST_CHECKPOINT, average, self.checkpoints[-1], level)
 
     def versus_members(
-        self, average: ItemScores, weights: Weights, looks: int = 1, tests: float = 1.0
-    ) -> LookDifference:
+        self, average: ItemScores, weights: Weights, level: Level = FIRST_LOOK
+    ) -> Comparison:
         """The average minus the mean of the checkpoints' scores by the same weights [K]."""
         shares = np.asarray(weights)
         mean = ItemScores(
@@ -79,31 +76,25 @@ class CheckpointScores:
             values=shares @ np.stack([member.values for member in self.checkpoints]),
             unanswered=shares @ np.stack([member.unanswered for member in self.checkpoints]),
         )
-        return self._versus(CHECKPOINTS_MEAN, average, mean, looks, tests)
+        return self._versus(CHECKPOINTS_MEAN, average, mean, level)
 
     def _versus(
-        self, name: str, average: ItemScores, other: ItemScores, looks: int, tests: float
-    ) -> LookDifference:
+        self, name: str, average: ItemScores, other: ItemScores, level: Level
+    ) -> Comparison:
         """The average minus the scores `other`, which the report calls `name`."""
         scores = ScoreTable.measured(self.table, {SOUP_AVERAGE: average, name: other})
-        return self._at_look(scores, name, Level(looks, tests))
+        return contrast(scores, SOUP_AVERAGE, name, level)
 
     def over_runs(
-        self, pairs: Sequence[Sequence[ItemScores]], looks: int = 1
-    ) -> LookDifference | None:
+        self, pairs: Sequence[Sequence[ItemScores]], level: Level = FIRST_LOOK
+    ) -> Comparison | None:
         """Average minus last checkpoint over training runs, from (average, last) of each: a claim about the recipe.
 
         No run may be one on which the recipe was chosen. None if there are fewer than two runs.
         """
         if len(pairs) < 2:
             return None
-        return self._at_look(gains_of_runs(self.table, pairs), LAST_CHECKPOINT, Level(looks))
-
-    def _at_look(self, scores: ScoreTable, other: str, level: Level) -> LookDifference:
-        """What report.json keeps of the average minus another model."""
-        comparison = contrast(scores, SOUP_AVERAGE, other, level)
-        p_look = over_looks(comparison.p_value, level.looks)
-        return LookDifference(**comparison.raw(self.unit), p_look=p_look)
+        return contrast(gains_of_runs(self.table, pairs), SOUP_AVERAGE, LAST_CHECKPOINT, level)
 
 
 def gains_of_runs(items: ItemTable, pairs: Sequence[Sequence[ItemScores]]) -> ScoreTable:
@@ -135,12 +126,12 @@ def describe(
     report: CheckpointScores,
     soup: ItemScores,
     others: Sequence[Sequence[ItemScores]],
-    looks: int,
+    level: Level,
     categories: tuple[CategoryDifference, ...] = (),
 ) -> TrajectoryResult:
     """The section `trajectory` of a report.
 
-    `weights` [K] and `soup` are the chosen average's, `soup` on the test split, of which this is the `looks`-th look;
+    `weights` [K] and `soup` are the chosen average's, `soup` on the test split, whose look is that of `level`;
     `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) of each further run by
     the same weights; `categories` the soup minus the last checkpoint in each category.
     """
@@ -157,20 +148,26 @@ def describe(
             test=report.objective(report.checkpoints[k].values),
         )
         rows.append(row)
+    over_runs = report.over_runs(others, level)
+    claim = None
+    if over_runs is not None:
+        claim = LookDifference.of(over_runs, report.unit)
     differences = [report.objective(average.values - last.values) for average, last in others]
     return TrajectoryResult(
         sentences=tuple(trajectory.sentences),
         checkpoints=tuple(rows),
         windows=_windows(members, search, trials),
-        last=report.versus_last(soup, looks),
-        checkpoints_mean=report.versus_members(soup, weights, looks),
+        last=LookDifference.of(report.versus_last(soup, level), report.unit),
+        checkpoints_mean=LookDifference.of(
+            report.versus_members(soup, weights, level), report.unit
+        ),
         categories=categories,
         spread=NeighbourSpread(
             count=min(NEIGHBOURS, len(members)),
             search=search.spread(),
             test=report.spread(),
         ),
-        runs=FurtherRuns(differences=tuple(differences), claim=report.over_runs(others, looks)),
+        runs=FurtherRuns(differences=tuple(differences), claim=claim),
     )
 
 
@@ -187,6 +184,7 @@ def _windows(
     evaluated.sort(key=lambda window: (window.length, window.kind, window.weights))
 
     rows = []
+    level = Level(tests=len(evaluated))
     newest = members[-1]
     for window in evaluated:
         values = scores_of[_key(window.weights)]
@@ -202,11 +200,23 @@ def _windows(
             steps=newest.step - oldest.step,
             tokens=tokens,
             objective=search.objective(values),
-            last=search.versus_last(average, tests=len(evaluated)),
-            checkpoints_mean=search.versus_members(average, window.weights, tests=len(evaluated)),
+            last=_of_window(search.versus_last(average, level), search.unit),
+            checkpoints_mean=_of_window(
+                search.versus_members(average, window.weights, level), search.unit
+            ),
         )
         rows.append(row)
     return tuple(rows)
+
+
+def _of_window(comparison: Comparison, unit: Unit) -> LookDifference:
+    """A difference of which only the interval holds for all windows: the p-value is that of one window alone."""
+    return replace(
+        LookDifference.of(comparison, unit),
+        level=comparison.level.confidence,
+        p_value=comparison.p_alone,
+        p_look=comparison.p_alone,
+    )
 
 
 def _key(weights: Weights) -> bytes:

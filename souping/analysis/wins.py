@@ -22,7 +22,6 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -39,16 +38,17 @@ from souping.core.types import (
     Record,
     ScoreMatrix,
     digest,
+    frozen,
 )
 from souping.core.unit import POINTS, Unit
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
 from souping.statistics.intervals import rate
 from souping.statistics.levels import Z95
-from souping.statistics.scores import ModelScores, group_numbers, one_category
+from souping.statistics.score_table import ModelScores, group_numbers, one_category
 
 # ------------------------------------------------------------ over ingredients, by category
 
@@ -164,7 +164,7 @@ def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> W
 WIN_KINDS = {"beats_all": "above all ingredients", "beats_one": "above at least one"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SoupWins:
     """A soup against its ingredients."""
 
@@ -178,7 +178,7 @@ class SoupWins:
     """categories in which it is above at least one"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class WinShare:
     """Share of (soup, category) pairs."""
 
@@ -197,7 +197,7 @@ class WinShare:
         return f"{percent(self.share)} % ({limits}; by chance {percent(self.chance)} %)"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryWinsResult(AnalysisResult):
     """In how many categories soups beat their ingredients."""
 
@@ -268,7 +268,7 @@ SOLVED_FROM = 0.5
 EXAMPLES = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Solved:
     """Share of each item's answers that are right, of the soup and of the ingredients `names`."""
 
@@ -377,8 +377,8 @@ def _share(weights: FloatArray, values: FloatArray, groups: IntArray) -> ItemSha
     if np.isin(weights, (0.0, 1.0)).all():
         counted = weights == 1
         items = one_category(groups[counted])
-        interval = rate(ModelScores(items=items, values=values[counted]))
-        return ItemShare(items=total, share=interval.mean, low=interval.low, high=interval.high)
+        share, low, high = rate(ModelScores(items=items, values=values[counted])).estimate
+        return ItemShare(items=total, share=share, low=low, high=high)
 
     # A ratio is linear in the groups by their influence [G]; n / (n - 1) sum of its squares.
     share = float((weights * values).sum() / total)
@@ -404,7 +404,11 @@ def _by_failures(solved: Solved, groups: IntArray) -> tuple[FailureShare, ...]:
     shares = []
     for failing, weights in enumerate(chances):
         share = _share(weights, solved.soup, groups)
-        shares.append(FailureShare(fail=failing, **vars(share)))
+        shares.append(
+            FailureShare(
+                fail=failing, items=share.items, share=share.share, low=share.low, high=share.high
+            )
+        )
     return tuple(shares)
 
 
@@ -461,7 +465,7 @@ def _cut(text: str) -> str:
 # How it is shown
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ItemShare:
     """Share of some items that the soup solves."""
 
@@ -479,7 +483,7 @@ class ItemShare:
         return TableCell(percent(self.share), POINTS.interval(self.low, self.high))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FailureShare(ItemShare):
     """The same for items that some ingredients fail."""
 
@@ -487,7 +491,7 @@ class FailureShare(ItemShare):
     """number of ingredients that fail"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class KeptShares:
     """The soup against an ingredient."""
 
@@ -499,7 +503,7 @@ class KeptShares:
     """of those that it fails"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExampleAnswer:
     """A model's answer."""
 
@@ -519,7 +523,7 @@ class ExampleAnswer:
         return f"{word} ({clean(self.outcome)})"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AnswerExample:
     """An item of the search split."""
 
@@ -548,7 +552,7 @@ class AnswerExample:
         return Section(title, above, grids=(table,))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ItemWinsResult(AnalysisResult):
     """What the soup keeps of its ingredients."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from souping.checkpoints.header import (
     read_header,
     small,
 )
+from souping.checkpoints.layouts import model_places
 from souping.checkpoints.sharded import Sharded
 from souping.checkpoints.trainers import MODEL_PLACES
 from souping.core.text import shown
@@ -161,7 +163,7 @@ def config_home(sharded: Sharded, like: Like) -> Path | None:
             )
         return like.folder
     folder = sharded.folder
-    for place in (*MODEL_PLACES, sharded.root):
+    for place in chain(MODEL_PLACES, [sharded.root], model_places()):
         if (folder / place / "config.json").is_file():
             return folder / place
     if like.stored:

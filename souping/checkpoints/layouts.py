@@ -13,18 +13,24 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from souping.checkpoints.header import parse_json
-from souping.checkpoints.trainers import TRAINERS
+from souping.checkpoints.trainers import (
+    MODEL_PLACES,
+    RULES,
+    TRAINERS,
+    WEIGHT_PLACES,
+    Trainer,
+    step_pattern,
+)
 from souping.checkpoints.views import Shape, row_major
 from souping.core.fields import load_json, pick
 from souping.core.files import expanded
+from souping.core.installed import installed_parts
 from souping.core.text import shown
 from souping.core.types import JsonObject, Names, UserError
 
 SOURCE = "source"
 """Axis of the result that counts the native tensors of a rule which has several."""
-RULES = Path(__file__).with_name("rules")
-RULE_NAMES = sorted({trainer.rules for trainer in TRAINERS})
-RULE_FILES = {name: RULES / f"{name}.json" for name in RULE_NAMES}
+RULE_FILES = {path.stem: path for path in sorted({trainer.rules for trainer in TRAINERS})}
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 OPTIONAL_PART = re.compile(r"\[([^\[\]]*)\]")
 """`[x]` in a native name; group 1 is x."""
@@ -153,10 +159,45 @@ def rules_of(names: str | None) -> Path | None:
     return path
 
 
-def families(rules: Path | None) -> list[Family]:
-    """The rules of the user's file, if there is one, then those of each file of the package."""
+def families(rules: Path | None) -> Iterator[Family]:
+    """The rules of the user's file, if there is one, those of each trainer, then those of installed packages."""
     paths = [] if rules is None else [rules]
-    return [read_rules(path) for path in (*paths, *RULE_FILES.values())]
+    yield from map(read_rules, (*paths, *RULE_FILES.values()))
+    yield from (read_rules(trainer.rules) for trainer in installed_trainers())
+
+
+# Trainers of installed packages: asked for after all of souping's own, as asking imports the packages
+
+
+@cache
+def installed_trainers() -> tuple[Trainer, ...]:
+    """The trainers that installed packages bring (entry points `souping.layouts`), with rules that can be read."""
+    names = [trainer.name for trainer in TRAINERS]
+    return installed_parts("souping.layouts", Trainer, names, _check_trainer)
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Raise an error if the rules, or a pattern, of a trainer cannot be read."""
+    read_rules(trainer.rules)
+    for pattern in (step_pattern(trainer).pattern, trainer.average, trainer.average_state):
+        re.compile(pattern)
+
+
+def all_trainers() -> Iterator[Trainer]:
+    yield from TRAINERS
+    yield from installed_trainers()
+
+
+def weight_places() -> Iterator[str]:
+    """Places for weights in the folders of all trainers."""
+    yield from WEIGHT_PLACES
+    yield from chain.from_iterable(trainer.weights for trainer in installed_trainers())
+
+
+def model_places() -> Iterator[str]:
+    """Places for models in the folders of all trainers."""
+    yield from MODEL_PLACES
+    yield from chain.from_iterable(trainer.models for trainer in installed_trainers())
 
 
 class RuleFile(TypedDict, total=False):

@@ -29,11 +29,11 @@ from souping.checkpoints.layouts import (
     read_rules,
     sizes_of,
 )
+from souping.checkpoints.trainers import HUGGING_FACE
 from souping.checkpoints.views import Shape, View, row_major
 from souping.core.text import listed, shown
 from souping.core.types import JsonObject, Names, UserError
 
-HUGGING_FACE = "hugging_face"
 HEAD_NAME = "lm_head.weight"
 EMBEDDING_NAME = "model.embed_tokens.weight"
 MAX_TENSORS = 300_000
@@ -74,12 +74,15 @@ def map_names(
     # One plan for each trainer's rules and each prefix that names may have, unless the rules fail.
     plans = list[Assignment]()
     failures = list[UserError]()
-    for family in families(rules):
-        for prefix in _prefixes(family, clean, like):
-            try:
-                plans.append(Assignment(family, prefix, native, clean, config, like, where))
-            except UserError as error:  # another trainer's rules may fit
-                failures.append(error)
+    for family, prefix in _attempts(rules, clean, like):
+        try:
+            plans.append(Assignment(family, prefix, native, clean, config, like, where))
+        except UserError as error:  # another trainer's rules may fit
+            failures.append(error)
+            continue
+        # No rules fit better.
+        if not plans[-1].unknown:
+            break
     # No rules have a place for every tensor: the first failure says why.
     if failures and all(plan.unknown for plan in plans):
         raise failures[0]
@@ -165,6 +168,15 @@ def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
             )
         natives[short] = name
     return natives
+
+
+def _attempts(
+    rules: Path | None, names: Iterable[str], like: Mapping[str, Shape] | None
+) -> Iterator[tuple[Family, str]]:
+    """(rules, prefix) that may fit names, the most likely first."""
+    for family in families(rules):
+        for prefix in _prefixes(family, names, like):
+            yield family, prefix
 
 
 def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | None) -> list[str]:

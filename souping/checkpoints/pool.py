@@ -5,74 +5,63 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from souping.checkpoints import hub, remote
 from souping.checkpoints.archives import is_checkpoint
-from souping.checkpoints.averages import find_averages
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import is_adapter, open_model, read_settings
-from souping.checkpoints.trajectory import FELL, TrainingRun, find_run, rate_sentence
-from souping.core.fields import Count, component
+from souping.core.fields import component
 from souping.core.files import expanded, near_folder
-from souping.core.text import first_line, listed
-from souping.core.types import Candidate, Missing, UserError, frozen
+from souping.core.protocols import Objective
+from souping.core.text import first_line
+from souping.core.types import (
+    Candidate,
+    ItemScores,
+    Json,
+    JsonObject,
+    Missing,
+    Trial,
+    UserError,
+    Weights,
+    frozen,
+)
+from souping.core.unit import Unit
 
-RowKind = Literal["trainer_best", "trainer_average", "decayed"]
+RowKind = Literal["last", "trainer_best", "trainer_average", "decayed", "shuffled"]
 
 
 @frozen
-class Trajectory:
-    """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
+class PoolRow:
+    """Row of the report that a pool adds: a mixture {model: weight} of its candidates and further models."""
 
-    `rows` are (kind, model) of further rows of the report; a model may be a candidate too. `others` are the checkpoints
-    of each further run, at the steps of the first run.
+    name: str
+    kind: RowKind
+    weights: Mapping[str, float]
+
+
+@frozen
+class MeasuredSoup:
+    """What a pool's part of the report is made of, once the soup is tested.
+
+    `weights` are the soup's of all candidates [K], with sum 1. `search` are {candidate: scores on the search split},
+    `test` gives the scores of a mixture {model: weight} on the test split, of which this is the look number `look`.
+    `by_category` gives the soup, under a name, minus another row in each category, as `losses.categories`.
     """
 
-    runs: tuple[TrainingRun, ...]
-    rows: tuple[tuple[RowKind, Candidate], ...]
-    others: tuple[tuple[Candidate, ...], ...]
-
-    @property
-    def models(self) -> tuple[Candidate, ...]:
-        """All models of `rows` and `others` that are not candidates."""
-        names = {member.name for member in self.runs[0].members}
-        rows = [candidate for _, candidate in self.rows if candidate.name not in names]
-        return (*rows, *chain.from_iterable(self.others))
-
-    @property
-    def sentences(self) -> list[str]:
-        """What a run prints of the checkpoints: how many, at which learning rates, and what is compared besides."""
-        run = self.runs[0]
-        steps = [member.step for member in self.runs[0].members]
-        sentences = [
-            f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}.",
-            rate_sentence(run.members),
-        ]
-        if len(self.runs) > 1:
-            names = ", ".join(str(run.folder) for run in self.runs[1:])
-            sentences.append(f"The report tests the weights on the same steps of {names} too.")
-        averages = [row.name for kind, row in self.rows if kind == "trainer_average"]
-        if averages:
-            sentences.append(
-                f"The report scores the trainer's own average too: {listed(averages)}."
-            )
-        return sentences
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader of the report must know."""
-        notes = list(chain.from_iterable(run.notes for run in self.runs))
-        rate = rate_sentence(self.runs[0].members)
-        if FELL in rate:
-            notes.append(rate)
-        return notes
+    unit: Unit
+    objective: Objective
+    weights: Weights
+    trials: Sequence[Trial]
+    search: Mapping[str, ItemScores]
+    soup: ItemScores
+    test: Callable[[Mapping[str, float]], ItemScores]
+    by_category: Callable[[str, PoolRow], Json]
+    look: int
 
 
 class CandidateSource(ABC):
@@ -98,9 +87,35 @@ class CandidateSource(ABC):
         """
 
     @property
-    def trajectory(self) -> Trajectory | None:
-        """The training runs that the candidates are checkpoints of; None if they are not."""
+    def sentences(self) -> Sequence[str]:
+        """What a run prints of the candidates when it starts."""
+        return ()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader of the report must know of the candidates."""
+        return ()
+
+    @property
+    def further_models(self) -> tuple[Candidate, ...]:
+        """Models that are evaluated like the candidates, but are none."""
+        return ()
+
+    def check_weights(self, digest: Callable[[Path], str]) -> None:
+        """Refuse models by the digests of the weights in their folders (UserError)."""
         return None
+
+    def rows(self, weights: Weights) -> Iterable[PoolRow]:
+        """Further rows of the report on a soup with these weights of the candidates [K]."""
+        return ()
+
+    def replicates(self, weights: Weights) -> Sequence[Mapping[str, float]]:
+        """Mixtures {model: weight} that are tested with such a soup, but are no rows of the report."""
+        return ()
+
+    def report(self, soup: MeasuredSoup) -> JsonObject:
+        """Further keys of the report on a tested soup."""
+        return {}
 
 
 @component
@@ -147,75 +162,6 @@ class Pool(CandidateSource):
                 f"pool.candidates has {len(candidates)} candidate(s): souping needs at least two{advice}"
             )
         return tuple(candidates)
-
-
-@component
-class TrajectoryPool(CandidateSource):
-    """Checkpoints of a training run, oldest first. With several paths, the soup is made of the first run's."""
-
-    path: str | list[str]
-    last: Count | None = None
-    every: Count = 1
-    until: Count | None = None
-    steps: list[int] | None = None
-    lr_path: str | None = None
-    decayed: str | None = None
-    reference_model: str | None = None
-
-    def resolve(self, at_least: int = 2) -> tuple[Candidate, ...]:
-        """The chosen checkpoints of the first run (UserError: there are fewer than `at_least`)."""
-        members = self.trajectory.runs[0].members
-        if len(members) < at_least:
-            # The first note says which checkpoint was left out, and why.
-            note = "".join(f"; {line}" for line in self.trajectory.notes[:1])
-            needed = f"{len(members)} of the {at_least} checkpoints that are needed"
-            raise UserError(f"pool.path={self.path} gives {needed}{note}")
-        return tuple(self._candidate(member.name, member.model) for member in members)
-
-    @cached_property
-    def trajectory(self) -> Trajectory:
-        """The runs as the folders are now.
-
-        Raises:
-            UserError: a path holds no checkpoints, or the runs were not saved at the same steps.
-        """
-        paths = [self.path] if isinstance(self.path, str) else self.path
-        rates = expanded(self.lr_path, "pool.lr_path") if self.lr_path else None
-        complete_runs = [find_run(expanded(path, "pool.path"), rates) for path in paths]
-        runs = [run.chosen(self.steps, self.until, self.every, self.last) for run in complete_runs]
-        if not runs:
-            raise UserError("pool.path is empty: give the folder of a training run")
-        for run in runs[1:]:
-            if run.steps != runs[0].steps:
-                raise UserError(
-                    f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps"
-                )
-        others = list[tuple[Candidate, ...]]()
-        for n, run in enumerate(runs[1:], start=2):
-            prefix = f"run{n}-"
-            others.append(
-                tuple(self._candidate(prefix + member.name, member.model) for member in run.members)
-            )
-        averages: dict[str, Path] = {}
-        if runs[0].members:
-            averages, notes = find_averages(runs[0])
-            runs[0] = replace(runs[0], notes=(*runs[0].notes, *notes))
-        rows = self._rows(runs[0], averages)
-        return Trajectory(runs=tuple(runs), rows=tuple(rows), others=tuple(others))
-
-    def _candidate(self, name: str, path: Path) -> Candidate:
-        return Candidate(name=name, path=path, like=self.home)
-
-    def _rows(
-        self, run: TrainingRun, averages: Mapping[str, Path]
-    ) -> Iterator[tuple[RowKind, Candidate]]:
-        """(kind, model) of further rows: the trainer's best checkpoint, its `averages` {name: path}, and `decayed`."""
-        if run.best is not None:
-            yield "trainer_best", self._candidate(run.best.name, run.best.model)
-        for name, path in averages.items():
-            yield "trainer_average", self._candidate(name, path)
-        if self.decayed is not None:
-            yield "decayed", self._candidate("decayed", expanded(self.decayed, "pool.decayed"))
 
 
 def _candidate(entry: str | dict[str, str], key: str) -> Candidate:

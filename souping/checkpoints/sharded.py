@@ -30,9 +30,8 @@ from souping.checkpoints.header import (
     read_metadata,
     small,
 )
-from souping.checkpoints.layouts import is_weight
+from souping.checkpoints.layouts import all_trainers, is_weight, weight_places
 from souping.checkpoints.pickles import MAX_PICKLE, READ_FAILURES, Data, Made, unpickle
-from souping.checkpoints.trainers import TRAINERS, WEIGHT_PLACES
 from souping.checkpoints.views import Part, Shape, StoredTensor, View
 from souping.core.text import listed, shown
 from souping.core.types import EMA_KEY, Names, UserError
@@ -44,8 +43,6 @@ RANK_FILE = re.compile(
 )
 SHARD_FILE = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 OPTIMISER = re.compile(r"(?:[^./]+[./])?(?:(?:ema_)?optimizers?|optim|chained_\d+)(?:[./].*)?")
-EMA_STATE = re.compile("|".join(t.average_state for t in TRAINERS if t.average_state))
-"""Optimiser state that is an average of the weight `name`: torchtitan's `ema_optimizer.state.NAME.ema_params`."""
 COARSEST_TICK_NS = 1_000_000_000
 """Nanoseconds within which a file may change twice without another stamp, on any file system."""
 
@@ -129,7 +126,7 @@ def find_sharded(folder: Path) -> tuple[str, str] | None:
     Raises:
         UserError: there is one of a kind that is not read.
     """
-    for place in WEIGHT_PLACES:
+    for place in weight_places():
         root = folder / place
         if not root.is_dir():
             continue
@@ -307,7 +304,17 @@ def has_average(root: Path) -> bool:
     if b".ema" not in small(path, MAX_PICKLE):
         return False
     _, entries = metadata(root, prefix="")
-    return any(EMA_STATE.fullmatch(entry.name) for entry in entries)
+    return _average_state(entries) is not None
+
+
+def _average_state(entries: Sequence[Entry]) -> re.Pattern[str] | None:
+    """Names of optimiser state that is an average of the weight `name`, such as torchtitan's
+    `ema_optimizer.state.NAME.ema_params`; None if the entries have none of any trainer."""
+    for trainer in all_trainers():
+        pattern = re.compile(trainer.average_state)
+        if trainer.average_state and any(pattern.fullmatch(entry.name) for entry in entries):
+            return pattern
+    return None
 
 
 def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
@@ -319,21 +326,22 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
 def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
     """The average in the optimiser state; weights that have no average, such as buffers, as the checkpoint has them."""
     entries = metadata(folder, prefix)[1] if (folder / prefix / META).is_file() else []
-    averages = [entry for entry in entries if entry.is_box and EMA_STATE.fullmatch(entry.name)]
-    if not averages:
+    state = _average_state([entry for entry in entries if entry.is_box])
+    if state is None:
         raise UserError(
             f"{folder / prefix} holds no average in its optimiser state: give the folder without {EMA_KEY}"
         )
+    averages = [entry for entry in entries if entry.is_box and state.fullmatch(entry.name)]
     weights = [entry for entry in entries if entry.is_weight]
     stored = {entry.name for entry in weights}
-    names = {EMA_STATE.sub(r"\g<name>", entry.name) for entry in averages}
+    names = {state.sub(r"\g<name>", entry.name) for entry in averages}
     # torchtitan saves a fused parameter in parts, and its average whole: leave out the parts, which have the same
     # parent module.
     fused = tuple(f"{name.rsplit('.', 2)[0]}." for name in names - stored)
     names |= {name for name in stored if name.startswith(fused)}
     yield from _pieces(folder, [entry for entry in weights if entry.name not in names])
     for name, dtype, shape, part in _pieces(folder, averages):
-        yield Piece(EMA_STATE.sub(r"\g<name>", name), dtype, shape, part)
+        yield Piece(state.sub(r"\g<name>", name), dtype, shape, part)
 
 
 def _pieces(folder: Path, entries: Iterable[Entry]) -> Iterator[Piece]:

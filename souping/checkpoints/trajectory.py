@@ -9,9 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from souping.checkpoints.folder import weight_map
+from souping.checkpoints.layouts import installed_trainers, model_places, weight_places
+from souping.checkpoints.pool import RowKind
 from souping.checkpoints.sharded import RANK_FILE
 from souping.checkpoints.trainers import (
     MODEL_PLACES,
@@ -19,18 +22,17 @@ from souping.checkpoints.trainers import (
     TRAINERS,
     WEIGHT_PLACES,
     Trainer,
+    folders_in,
     step_pattern,
+    weight_files,
 )
 from souping.core.fields import text_of
 from souping.core.files import near_folder
 from souping.core.json_fields import entries, finite_number
 from souping.core.parsing import read_json
 from souping.core.text import first_line, listed
-from souping.core.types import JsonObject, UserError, frozen
+from souping.core.types import Candidate, JsonObject, UserError, frozen
 
-WEIGHT_FILE = re.compile(
-    r".*\.(safetensors|distcp)|\.metadata|(pytorch|adapter)_model.*\.bin|model_world_size_.*\.pt"
-)
 FALLEN = 0.5
 """Share of the first learning rate below which the rate has fallen."""
 FELL = "averages of decayed checkpoints seldom gain"
@@ -152,29 +154,11 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     )
 
 
-def folders_in(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir())
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the weight files in a folder; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name))
-
-
 def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
     """(trainer, its checkpoints by step, {folder left out: why}) of the trainer whose names most folders have."""
-    layouts = dict[Trainer, list[Member]]()
-    left_out = dict[str, str]()
-    for folder in folders_in(path):
-        for trainer in TRAINERS:
-            pattern = step_pattern(trainer)
-            match = pattern.fullmatch(folder.name)
-            if match:
-                layouts.setdefault(trainer, []).append(member_in(folder, int(match[1])))
-            elif pattern.search(folder.name) and re.search("tmp|part", folder.name):
-                left_out[folder.name] = "incomplete: its name is a temporary one"
+    layouts, left_out = _by_trainer(path, TRAINERS)
+    if not layouts:
+        layouts, left_out = _by_trainer(path, installed_trainers())
     if not layouts:
         looked_for = ", ".join(f"{trainer.folders[0]}N" for trainer in TRAINERS)
         raise UserError(f"pool.path={path} holds no checkpoints: looked for {looked_for}")
@@ -185,13 +169,36 @@ def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
     return trainer, sorted(layouts[trainer], key=lambda member: member.step), left_out
 
 
+def _by_trainer(
+    path: Path, trainers: Sequence[Trainer]
+) -> tuple[dict[Trainer, list[Member]], dict[str, str]]:
+    """({trainer: its checkpoints}, {folder left out: why}) by the names of the folders in `path`."""
+    layouts = dict[Trainer, list[Member]]()
+    left_out = dict[str, str]()
+    for folder in folders_in(path):
+        for trainer in trainers:
+            pattern = step_pattern(trainer)
+            match = pattern.fullmatch(folder.name)
+            if match:
+                layouts.setdefault(trainer, []).append(member_in(folder, int(match[1])))
+            elif pattern.search(folder.name) and re.search("tmp|part", folder.name):
+                left_out[folder.name] = "incomplete: its name is a temporary one"
+    return layouts, left_out
+
+
 def member_in(folder: Path, step: int) -> Member:
     """The checkpoint in a folder; its weights are in the first of the trainers' places that has weight files."""
-    places = (*MODEL_PLACES, *WEIGHT_PLACES)
+    places = chain(MODEL_PLACES, weight_places(), model_places())
     place = next((place for place in places if weight_files(folder / place)), "")
     weights = folder / place
-    model = weights if place in MODEL_PLACES else folder
-    return Member(name=folder.name, folder=folder, model=model, weights=weights, step=step)
+    is_model = place in MODEL_PLACES or (place not in WEIGHT_PLACES and place in model_places())
+    return Member(
+        name=folder.name,
+        folder=folder,
+        model=weights if is_model else folder,
+        weights=weights,
+        step=step,
+    )
 
 
 def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) -> str:
@@ -317,3 +324,51 @@ def rate_sentence(members: Sequence[Member]) -> str:
     if first == last:
         return f"The learning rate is {first:g}."
     return f"The learning rate is {first:g} to {last:g}."
+
+
+@frozen
+class Trajectory:
+    """Candidates that are the checkpoints of training runs; those of the first run can become ingredients.
+
+    `rows` are (kind, model) of further rows of the report; a model may be a candidate too. `others` are the checkpoints
+    of each further run, at the steps of the first run.
+    """
+
+    runs: tuple[TrainingRun, ...]
+    rows: tuple[tuple[RowKind, Candidate], ...]
+    others: tuple[tuple[Candidate, ...], ...]
+
+    @property
+    def models(self) -> tuple[Candidate, ...]:
+        """All models of `rows` and `others` that are not candidates."""
+        names = {member.name for member in self.runs[0].members}
+        rows = [candidate for _, candidate in self.rows if candidate.name not in names]
+        return (*rows, *itertools.chain.from_iterable(self.others))
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a run prints of the checkpoints: how many, at which learning rates, and what is compared besides."""
+        run = self.runs[0]
+        steps = [member.step for member in self.runs[0].members]
+        sentences = [
+            f"{run.folder}: {len(steps)} checkpoints ({run.trainer}), steps {steps[0]:,} to {steps[-1]:,}.",
+            rate_sentence(run.members),
+        ]
+        if len(self.runs) > 1:
+            names = ", ".join(str(run.folder) for run in self.runs[1:])
+            sentences.append(f"The report tests the weights on the same steps of {names} too.")
+        averages = [row.name for kind, row in self.rows if kind == "trainer_average"]
+        if averages:
+            sentences.append(
+                f"The report scores the trainer's own average too: {listed(averages)}."
+            )
+        return sentences
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the report must know."""
+        notes = list(itertools.chain.from_iterable(run.notes for run in self.runs))
+        rate = rate_sentence(self.runs[0].members)
+        if FELL in rate:
+            notes.append(rate)
+        return notes

@@ -10,8 +10,9 @@ from functools import cache
 from shlex import quote
 from typing import Any
 
+from souping.cli.choice_files import choices, groups
 from souping.cli.commands import root_of
-from souping.cli.help import choices, folder, groups
+from souping.core.system import conf_folder
 from souping.core.text import closest
 
 HINTS: Mapping[str, Sequence[str]] = {
@@ -152,7 +153,7 @@ def _keys_of(group: str, name: str) -> dict[str, Any]:
 
 def _text(group: str, name: str) -> str:
     """The file of a choice."""
-    return (folder() / group / f"{name}.yaml").read_text(encoding="utf-8")
+    return (conf_folder() / group / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _chooses(word: str, group: str) -> bool:
@@ -167,7 +168,7 @@ def _spelled(key: str) -> str:
     """What to type for a key: `optimiser=grid optimiser.step` if the chosen component lacks it, else the key alone."""
     names = list(owners().get(key, ()))
     group = key.partition(".")[0]
-    text = (folder() / f"{root_of(sys.argv[1:])}.yaml").read_text(encoding="utf-8")
+    text = (conf_folder() / f"{root_of(sys.argv[1:])}.yaml").read_text(encoding="utf-8")
     chosen = [f"{group}={name}" for name in re.findall(rf"- {group}: (.+)", text)]
     for word in sys.argv[1:]:
         if word.startswith(f"{group}=") and word.partition("=")[2] in choices(group):

@@ -23,7 +23,7 @@ from souping.core.parsing import read_json
 from souping.core.reading import read
 from souping.core.text import one_line, safe
 from souping.core.types import UserError, frozen
-from souping.logs.tables import LogSource
+from souping.logs.answer_tables import LogSource
 
 PAGES = ("report.html", "report.md")
 TABLE = "compare.json"

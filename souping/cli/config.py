@@ -20,14 +20,8 @@ from souping.cli.commands import EXPERIMENT, OVERLAY
 from souping.core.fields import Bounds, Count, FolderName, Hint, Seed, fits, hints_of, mismatch
 from souping.core.files import expanded
 from souping.core.types import Json, UserError
-from souping.pipeline.settings import (
-    GROUP_KINDS,
-    STORE,
-    Goals,
-    MinGain,
-    MismatchMode,
-    StopAfter,
-)
+from souping.runs.settings import GROUP_KINDS, Goals, MinGain, MismatchMode, StopAfter
+from souping.soups.settings import STORE
 
 INNER = ("correlation", "engine", "server")
 """Groups that stand inside another group's parts."""

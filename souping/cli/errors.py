@@ -18,9 +18,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from souping.cli.advice import joined_override, key_advice, value_advice
+from souping.cli.choice_files import choices, faults, groups, installed_choices
 from souping.cli.commands import COMMANDS, TYPED, misplaced
 from souping.cli.config import PACKAGE, USER_CODE, RunKeys, key_of, setting_mismatch
-from souping.cli.help import choices, groups
 from souping.core.fields import hints_of
 from souping.core.files import error_text
 from souping.core.text import first_line, nearest, one_line, safe, stripped_lines
@@ -256,13 +256,15 @@ def _unknown_choice(error: BaseException) -> str:
         options = choices(group)
     if not options:
         return ""
+    options = [*options, *(each.name for each in installed_choices(group))]
     plus = "+" * (group == "experiment")
     near = nearest(choice, options)
     # A path or a number: a value for one of the group's keys.
     if not near or re.search("[./]", choice) or os.path.exists(choice):
         key = value_advice(group, choice)
         near = f"; for a value write {key}" if key else near
-    return f"{plus}{group}={choice}: there is no such choice{near}\nchoices: {', '.join(options)}"
+    lines = [f"{plus}{group}={choice}: there is no such choice{near}"]
+    return "\n".join([*lines, f"choices: {', '.join(options)}", *faults()])
 
 
 def _known_keys(error: BaseException) -> list[str]:

@@ -10,9 +10,7 @@ from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.text import nearest
 from souping.core.types import UserError
-from souping.pipeline.settings import (
-    model_settings,
-)
+from souping.runs.settings import model_settings
 
 HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
 

@@ -16,22 +16,24 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from souping.cli.choice_files import with_installed
 from souping.cli.commands import add_overrides, parser_of
 from souping.cli.config import is_merge, register, resolved
-from souping.cli.help import folder
 from souping.cli.listing import named_folder
 from souping.cli.process import interrupts_raise
-from souping.cli.settings import run_settings, unresolved
+from souping.cli.settings_from_config import run_settings, unresolved
 from souping.core.files import expanded, nearby
 from souping.core.folders import check_unlinked
+from souping.core.system import conf_folder
 from souping.core.text import first_line, listed, safe
 from souping.core.types import UserError
-from souping.pipeline.settings import STORE, target
-from souping.report.files import read_run_config
-from souping.report.progress import show_warnings
+from souping.report.progress import command_of, show_warnings
+from souping.report.run_files import of_another_version, read_run_config
+from souping.soups.settings import STORE, target
 
 ANALYSIS_OVERRIDE = re.compile(r"\+{0,2}analysis\b[^=]*=")
 """Overrides that say which analyses, and how."""
@@ -52,8 +54,8 @@ def begin() -> None:
 
 def analyse_run(arguments: Sequence[str], plans: bool) -> None:
     """Add analyses to a finished run; if it only `plans`, print what they would evaluate."""
-    from souping.pipeline.executors.asking import Waiting
-    from souping.pipeline.finished import add_analyses
+    from souping.runs.asking import Waiting
+    from souping.runs.further_analyses import add_analyses
 
     parser = parser_of("analyse")
     parser.add_argument("run", metavar="RUN", help="folder of the run")
@@ -87,8 +89,8 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
     """
     from souping.comparison.looks import stores_of
     from souping.merge.soup_files import RECIPE
-    from souping.pipeline.upload import check_target, files_by_recipe, planned_upload, push
     from souping.report.render import show_sheet
+    from souping.soups.upload import check_target, files_by_recipe, planned_upload, push
 
     parser = parser_of("upload")
     parser.add_argument("folder", metavar="RUN|SOUP", help="folder of a run, or of a soup")
@@ -139,8 +141,7 @@ def configuration(
         if "=" not in word or re.match(r"\+{0,2}experiment=", word):
             raise UserError(f"{word} cannot be combined with {run_dir}, whose settings hold")
     before = read_config(path)
-    if not allow_code:
-        refuse_code(before, path, [*overrides, *unused])
+    refuse_code(before, path, [*overrides, *unused], allow_code)
     if is_merge(before):
         raise UserError(f"{run_dir} only merged: there is nothing to analyse")
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
@@ -171,15 +172,15 @@ def _composed(
     if choices:
         places = ",".join(str(Path(place).resolve()) for place in choices)
         words.append(f"hydra.searchpath=[{places}]")
-    with initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
-        return unresolved(compose("config", words))
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        return unresolved(compose("config", with_installed(words)))
 
 
 @cache
 def shipped() -> frozenset[str]:
     """Classes and functions that the choices of this package name: all that a run directory may have built."""
     names = set[str]()
-    for path in folder().rglob("*.yaml"):
+    for path in conf_folder().rglob("*.yaml"):
         names |= set(re.findall(r"_target_:\s*([\w.]+)", path.read_text(encoding="utf-8")))
     return frozenset(names)
 
@@ -192,18 +193,27 @@ def read_config(path: Path) -> DictConfig:
         raise UserError(f"{path}: not the configuration of a run: {first_line(error)}") from error
 
 
-def refuse_code(config: DictConfig, path: Path, overrides: Sequence[str]) -> None:
+def refuse_code(
+    config: DictConfig, path: Path, overrides: Sequence[str], allow_code: bool = False
+) -> None:
     """Refuse a run's configuration that names code, except in keys that the user's `overrides` replace.
 
     Raises:
-        UserError: the message names file, keys and values.
+        UserError: code is not allowed, and the message names file, keys and values; or a class is named as another
+            version of souping has it.
     """
     replaced = [word.lstrip("+~").partition("=")[0] for word in overrides]
     code = []
     for key, value in code_in(OmegaConf.to_container(config, resolve=False)):
-        if not any(f"{key}.".startswith((f"{name}.", f"{name}[")) for name in replaced):
-            code.append(f"{key}={value}")
-    if code:
+        if any(f"{key}.".startswith((f"{name}.", f"{name}[")) for name in replaced):
+            continue
+        if key.endswith("_target_") and str(value).startswith("souping."):
+            try:
+                get_object(str(value))
+            except Exception:
+                raise of_another_version(path, command_of(path.parent)) from None
+        code.append(f"{key}={value}")
+    if code and not allow_code:
         raise UserError(
             f"{path}: {listed(code, 3)}: this would run code that souping does not ship\n"
             "add --allow-code if you trust whoever made this run"

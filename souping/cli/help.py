@@ -8,9 +8,18 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from souping.cli.choice_files import (
+    check_choice,
+    choices,
+    faults,
+    groups,
+    installed_choices,
+)
 from souping.cli.commands import COMMANDS, PLANNED
 from souping.core.fields import pick
-from souping.core.system import __version__, program
+from souping.core.system import __version__, conf_folder, program
+from souping.core.text import safe
+from souping.core.types import UserError
 
 
 def completed() -> bool:
@@ -41,14 +50,6 @@ def completed() -> bool:
 HELP_FLAGS = ("--help", "-h")
 
 
-def folder() -> Path:
-    """The folder of the YAML files: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    if (package / "conf").is_dir():
-        return package / "conf"
-    return package.parent / "conf"
-
-
 def answered(words: Sequence[str]) -> bool:
     """Print what `--version`, `help`, `--help` or `help NAME...` request; False if the words are something else.
 
@@ -67,7 +68,7 @@ def answered(words: Sequence[str]) -> bool:
     if not names:
         print(overview())
     else:
-        print("\n".join(chain.from_iterable(map(keys, names))))
+        print(safe("\n".join(chain.from_iterable(map(keys, names)))))
     return True
 
 
@@ -75,21 +76,11 @@ def overview() -> str:
     """The help of `conf/_hydra.yaml`, with the groups and their choices."""
     import yaml
 
-    text = str(yaml.safe_load((folder() / "_hydra.yaml").read_text())["hydra"]["help"]["template"])
+    text = str(
+        yaml.safe_load((conf_folder() / "_hydra.yaml").read_text())["hydra"]["help"]["template"]
+    )
     lines = "\n".join(f"{name}: {', '.join(choices(name))}" for name in groups())
     return text.replace("$APP_CONFIG_GROUPS", lines).rstrip()
-
-
-def groups() -> list[str]:
-    """Names of the groups: the folders of `conf/`."""
-    return sorted(
-        path.name for path in folder().iterdir() if path.is_dir() and not path.name.startswith("_")
-    )
-
-
-def choices(group: str) -> list[str]:
-    """Names of a group's choices: its files."""
-    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
 
 
 def keys(name: str) -> Iterator[str]:
@@ -103,16 +94,33 @@ def keys(name: str) -> Iterator[str]:
         return
     group, _, choice = name.partition("=")
     pick(group, [*groups(), *COMMANDS], "help: group or command")
+    files = {path.stem: path for path in sorted((conf_folder() / group).glob("*.yaml"))}
+    brought = installed_choices(group)
     if choice:
-        pick(choice, choices(group), f"help: {group}")
-    for name in [choice] if choice else choices(group):
-        yield f"{'+' * (group == 'experiment')}{group}={name}"
-        text = (folder() / group / f"{name}.yaml").read_text()
-        for line in text.splitlines():
-            # Without `_target_` and Hydra's own comments.
-            if not line.strip().startswith(("_", "# @")):
-                yield f"  {line}"
-        yield ""
+        pick(choice, [*files, *(each.name for each in brought)], f"help: {group}")
+    for each, path in files.items():
+        if choice in ("", each):
+            yield from _choice(f"{group}={each}", path)
+    for installed in brought:
+        if choice in ("", installed.name):
+            yield f"# of the package {installed.package}"
+            try:
+                check_choice(group, installed)
+            except UserError as error:
+                yield f"# refused: {error}\n"
+            else:
+                yield from _choice(f"{group}={installed.name}", installed.file)
+    yield from faults()
+
+
+def _choice(word: str, file: Path) -> Iterator[str]:
+    """Lines of help on a choice: what to type, and its keys."""
+    yield f"{'+' * word.startswith('experiment=')}{word}"
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        # Without `_target_` and Hydra's own comments.
+        if not line.strip().startswith(("_", "# @")):
+            yield f"  {line}"
+    yield ""
 
 
 def _command(name: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from souping.cli.advice import VALUE, value_advice
+from souping.cli.choice_files import choices
 from souping.cli.commands import SETTINGS_FILES, command_line, root_of
 from souping.cli.config import (
     CHOSEN,
@@ -33,17 +34,17 @@ from souping.cli.config import (
     resolved,
 )
 from souping.cli.errors import format_error
-from souping.cli.help import choices, folder
 from souping.cli.process import DEBUG, interrupts_raise, stop
 from souping.cli.run_folder import CLAIM, claim, discard_refused
-from souping.cli.settings import as_yaml, merge_settings, run_settings, unresolved
+from souping.cli.settings_from_config import as_yaml, merge_settings, run_settings, unresolved
 from souping.cli.sweep import note_job
 from souping.core.files import write_atomically
-from souping.core.system import program
+from souping.core.system import conf_folder, program
 from souping.core.types import UserError
 from souping.core.unit import POINTS, Unit
-from souping.pipeline.settings import MergeSettings, RunSettings, SoupSettings
 from souping.report.progress import logged, show_warnings
+from souping.runs.settings import RunSettings
+from souping.soups.settings import MergeSettings, SoupSettings
 
 
 def start() -> None:
@@ -55,7 +56,7 @@ def start() -> None:
     if root == "merge":
         from_file = chain.from_iterable(file.keys for file in SETTINGS_FILES)
         refuse_run_keys([*sys.argv[1:], *from_file])
-    hydra.main(version_base="1.3", config_path=str(folder()), config_name=root)(run_job)()
+    hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=root)(run_job)()
 
 
 def _refuse_values(words: Sequence[str]) -> None:
@@ -189,7 +190,7 @@ def _run(cfg: DictConfig, run_dir: Path, sweep: str | None) -> tuple[float | Non
 
 def _merge(settings: MergeSettings, shows_names: bool) -> None:
     """Merge, or only show which tensors a merge would read."""
-    from souping.pipeline.merge_only import execute_merge, show_names
+    from souping.soups.merge_only import execute_merge, show_names
 
     if shows_names:
         show_names(settings)
@@ -200,7 +201,7 @@ def _merge(settings: MergeSettings, shows_names: bool) -> None:
 def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | None:
     """Run, or only show tensor names, check or plan; the objective on the search split, None without a search."""
     if shows_names:
-        from souping.pipeline.merge_only import show_names
+        from souping.soups.merge_only import show_names
 
         show_names(settings)
         return None
@@ -214,7 +215,7 @@ def _perform(settings: RunSettings, shows_names: bool, checks: bool) -> float | 
 
         plan(settings)
         return None
-    from souping.pipeline.execute import execute
+    from souping.runs.execute import execute
 
     return execute(settings).objective
 

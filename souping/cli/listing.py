@@ -14,9 +14,9 @@ from souping.core.system import program
 from souping.core.text import DASH, one_line
 from souping.core.types import UserError
 from souping.report.cells import grid
-from souping.report.files import read_report
 from souping.report.format import short
 from souping.report.render import output_console, plain_table
+from souping.report.run_files import read_report
 
 RUN_MARK = "config.yaml"
 RUN_REPORT = "report.json"

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 from souping.cli.commands import COMMANDS, PLANNED, TYPED, as_overrides, has_parser
-from souping.cli.help import answered, completed
 from souping.cli.process import DEBUG, EXIT_STATUSES, Ended, open_streams, stop
 from souping.core.fields import pick
 from souping.core.text import first_line, safe
@@ -67,10 +66,16 @@ def _do() -> None:
     if len(words) == 2 and words[0] == "help" and has_parser(words[1]):
         words = [words[1], "--help"]
     first = "".join(words[:1])
-    if not has_parser(first) and answered(words):
-        return
-    if {"-sc", "--shell-completion"} & {*words} and completed():
-        return
+    if not has_parser(first):
+        from souping.cli.help import answered
+
+        if answered(words):
+            return
+    if {"-sc", "--shell-completion"} & {*words}:
+        from souping.cli.help import completed
+
+        if completed():
+            return
     # A first word of letters is a command. KEY=VALUE, also typed as `KEY =VALUE`, and files are words of `run`.
     if re.fullmatch(r"[a-z][a-z_-]*", first) and not "".join(words[1:]).startswith("="):
         pick(first, [*COMMANDS, "help"], "command", " (overrides: KEY=VALUE)")
@@ -93,9 +98,9 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
         finished.ON_RUNS[name](list(map(_at_home, arguments)), plans)
         return None
     if name in ("ask", "tell"):
-        from souping.cli import asking
+        from souping.cli import ask_and_tell
 
-        return asking.VERBS[name](arguments)
+        return ask_and_tell.VERBS[name](arguments)
     if name == "compare":
         from souping.cli import compare
 
@@ -111,13 +116,14 @@ def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
         show(arguments)
         return None
     # All others are composed by Hydra.
+    from souping.cli.choice_files import with_installed
     from souping.cli.job import opened, split_options, start
     from souping.cli.settings_file import with_file
 
     options, words = split_options(arguments)
     if name != "rebuild":
         words = with_file(words)
-    overrides = as_overrides(name, words)
+    overrides = with_installed(as_overrides(name, words))
     if plans:
         overrides.append("action.plan=true")
     # Hydra's own parser needs its options first.

@@ -32,13 +32,11 @@ from souping.cli.config import (
 )
 from souping.cli.extra_benchmarks import benchmark_node
 from souping.core.fields import Hint, hints_of
+from souping.core.installed import remedy_for
 from souping.core.protocols import ScoreSource
 from souping.core.text import first_line, is_user_code, listed, source_of
 from souping.core.types import Json, JsonObject, Names, UserError
-from souping.pipeline.settings import (
-    GROUP_KINDS,
-    ExtraEntry,
-)
+from souping.runs.settings import GROUP_KINDS, ExtraEntry
 
 
 def build(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +192,8 @@ def _target(node: JsonObject, where: str) -> Callable[..., Any]:
                 why = f"{frame.filename}:{frame.lineno}: {why}"
                 break
         raise UserError(
-            f"{where}._target_={name!r:.80} is not a class or function that can be imported: {why}"
+            f"{where}._target_={name!r:.80} is not a class or function that can be imported: {why}",
+            fix=remedy_for(str(name)),
         ) from None
     if not callable(target):
         raise UserError(f"{where}._target_={name} is not a class or function")

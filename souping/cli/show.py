@@ -16,8 +16,8 @@ from souping.core.text import safe
 from souping.core.types import SPLITS, UserError
 from souping.core.unit import POINTS, Unit
 from souping.report.content import Report
-from souping.report.files import read_report, read_selection
 from souping.report.render import output_console
+from souping.report.run_files import read_report, read_selection
 from souping.report.samples import SAMPLES_FILE, Sample, changed_items, read_samples, show_sample
 
 SHOW_HELP = """Without --fixed or --broke every item of the split counts. The items of the test split that are
@@ -126,9 +126,9 @@ def _names(models: str | None, samples: Sequence[Sample], report: Report | None)
 
 def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sample]) -> None:
     """Write to the store that answers to these items of the test split were looked at."""
+    from souping.answers.counted_looks import CountedLooks
+    from souping.answers.store import Store
     from souping.comparison.looks import stores_of
-    from souping.pipeline.looks.counted_looks import CountedLooks
-    from souping.pipeline.store import Store
 
     prompts = [sample.prompt_hash for sample in samples]
     paths = stores_of(run_dir, store)

@@ -24,15 +24,15 @@ from souping.cli.errors import EXPECTED, explain, format_error
 from souping.cli.parts import build_part
 from souping.cli.process import EXIT_STATUSES, stop
 from souping.cli.run_folder import note_missing
-from souping.cli.settings import unresolved
+from souping.cli.settings_from_config import unresolved
 from souping.core.folders import numbered_folders
 from souping.core.reading import to_json
 from souping.core.system import program
 from souping.core.text import safe
 from souping.core.types import UserError
 from souping.core.unit import Unit
-from souping.pipeline.settings import GROUP_KINDS
 from souping.report.format import quoted
+from souping.runs.settings import GROUP_KINDS
 from souping.trackers import GuardedTracker
 
 if TYPE_CHECKING:

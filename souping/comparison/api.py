@@ -24,12 +24,10 @@ from souping.core.fields import Count, check_arguments, load_json, pick
 from souping.core.files import errors_told, expanded
 from souping.core.text import listed
 from souping.core.types import Names, UserError
-from souping.logs.bfcl import VERSION
-from souping.logs.bfcl_average import categories_of, coefficients_of, overall
+from souping.logs.answer_tables import LogSource, is_scores
 from souping.logs.match import Matched, MatchedMetric, matched
 from souping.logs.records import Log, LoggedAnswer
 from souping.logs.sources import read_logs
-from souping.logs.tables import LogSource, is_scores
 from souping.statistics.comparison import (
     VarianceParts,
     contrast,
@@ -39,7 +37,7 @@ from souping.statistics.comparison import (
 )
 from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import WARN_LOST, Level
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 AVERAGES = ("task", "item", "leaf", "bfcl")
 FEW_GROUPS = 30
@@ -170,6 +168,8 @@ def _named_weights(average: str, log: Log, common: Matched) -> dict[str, float] 
 
 def _bfcl_weights(log: Log, common: Matched) -> dict[str, float]:
     """Weights of the categories in the overall accuracy of the version that wrote the log."""
+    from souping.logs.bfcl_average import coefficients_of, overall
+
     if log.harness != "bfcl":
         raise UserError(
             f"--average bfcl: {log.path} is no log of bfcl-eval: use task, leaf or item"
@@ -180,6 +180,8 @@ def _bfcl_weights(log: Log, common: Matched) -> dict[str, float]:
 
 def _bfcl_version(log: Log) -> str:
     """The benchmark's version, `v3` or `v4`, which every task of a log of bfcl-eval has."""
+    from souping.logs.bfcl import VERSION
+
     return next(iter(log.tasks.values())).settings[VERSION]
 
 
@@ -192,6 +194,8 @@ def _formula(log: Log, common: Matched, average: str) -> Iterator[str]:
                 yield f"{group.name} is the mean over its {over}, as lm_eval has it."
     if log.harness != "bfcl":
         return
+    from souping.logs.bfcl_average import categories_of, overall
+
     version = _bfcl_version(log)
     if average != "bfcl":
         yield f"The average is not BFCL's overall accuracy: --average bfcl weighs as BFCL {version} does."

@@ -19,13 +19,13 @@ from souping.core.text import listed
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log
-from souping.report.files import RunConfig, read_report, read_run_config
 from souping.statistics.levels import Level, penalty
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:
-    from souping.pipeline.looks.counted_looks import CountedLooks
-    from souping.pipeline.store import Store
+    from souping.answers.counted_looks import CountedLooks
+    from souping.answers.store import Store
+    from souping.report.run_files import RunConfig
 
 MOST_LOOKS = 1000
 
@@ -89,21 +89,17 @@ def looks_of(
     least_levels = dict.fromkeys(others, Level(least))
     if not runs:
         return ComparisonLooks(levels=least_levels, note=_sentence(Level(least)))
-    from souping.pipeline.looks.counted_looks import CountedLooks
+    from souping.answers.counted_looks import CountedLooks
 
     metrics = {task: common.metrics[task][0] for task in weights}
-    table = item_table(metrics, weights)
-    claim = _claim_of(logs, runs, common, metrics, table)
+    claim = _claim_of(logs, runs, common, metrics, item_table(metrics, weights))
     with ExitStack() as stack:
         results = _store_of(stack, runs, claim.questions, store)
         if results is None:
             note = "Looks are not counted: the store of these runs is not here (--store FILE)."
             return ComparisonLooks(levels=least_levels, note=note)
         counted_looks = CountedLooks(results)
-        reported = {}
-        for model, pair in claim.pairs.items():
-            if level := counted_looks.level_of(pair):
-                reported[model] = replace(level, looks=max(least, level.looks))
+        reported = _reported(counted_looks, claim, least)
         compared = {model: logs[model] for model in logs if model not in reported}
         # The baseline is one of them.
         if len(compared) == 1:
@@ -118,6 +114,15 @@ def looks_of(
     levels = {model: reported.get(model, level) for model in others}
     joint = level.tests == 1 and not reported
     return ComparisonLooks(levels=levels, note=note, joint=joint)
+
+
+def _reported(counted_looks: CountedLooks, claim: ComparisonClaim, least: int) -> dict[str, Level]:
+    """{model: level of the report that shows its difference to the baseline}, at look `least` or later."""
+    levels = {}
+    for model, pair in claim.pairs.items():
+        if level := counted_looks.level_of(pair):
+            levels[model] = replace(level, looks=max(least, level.looks))
+    return levels
 
 
 def _count(
@@ -165,7 +170,7 @@ def _claim_of(
     """The claim of a comparison of `logs`, among them the `runs` of souping; `metrics` {task: metric} and `table` are
     those of the average row.
     """
-    from souping.pipeline.looks.claims import pair_digest
+    from souping.answers.claims import pair_digest
 
     identity_of = _identities(runs, common)
     identities = sorted(set(identity_of.values()))
@@ -236,7 +241,7 @@ def _store_of(
     Raises:
         UserError: the store that is named has no answers of a run.
     """
-    from souping.pipeline.store import Store
+    from souping.answers.store import Store
 
     for place in stores_of(runs[0].path, named):
         results = stack.enter_context(Store(place))
@@ -273,6 +278,8 @@ def stores_of(run_dir: Path, named: str | Path | None) -> list[Path]:
 
 def _settings_of(run_dir: Path) -> RunConfig:
     """A run's config.yaml, or, as a run from Python has none, the settings in its report (UserError)."""
+    from souping.report.run_files import RunConfig, read_report, read_run_config
+
     config = run_dir / "config.yaml"
     if config.is_file():
         return read_run_config(config)

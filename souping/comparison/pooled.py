@@ -11,7 +11,7 @@ import numpy as np
 
 from souping.core.types import FloatArray, UserError
 from souping.logs.match import Matched, MatchedMetric, moments
-from souping.statistics.scores import Answers, ItemTable, ScoreTable, group_numbers, joined
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable, group_numbers, joined
 
 # ---------------------------------------------------------------- weights
 

@@ -184,9 +184,7 @@ def _row_verdict(
     """
     row = test.row
     comparison = test.comparison(tests)
-    difference = comparison.difference
-    low = comparison.low
-    high = comparison.high
+    difference, low, high = comparison.estimate
     if not row.higher_is_better:
         # The test turned the scores.
         difference = -comparison.difference
@@ -194,7 +192,7 @@ def _row_verdict(
         high = -comparison.low
     base, mean = test.means()
     word, reason = verdict
-    power = RunPower(comparison=comparison, scores=row.scores, a=test.model, b=test.baseline)
+    power = RunPower(comparison=comparison, scores=row.scores)
     # Without a variance between runs, the degrees of freedom are infinite.
     several_runs = math.isfinite(comparison.degrees)
     return RowVerdict(
@@ -213,8 +211,8 @@ def _row_verdict(
         difference=difference,
         low=low,
         high=high,
-        level=comparison.level,
-        p_value=test.level.among(tests).corrected(comparison.p_value),
+        level=comparison.level.confidence,
+        p_value=comparison.p_look,
         test=comparison.test,
         discordant=comparison.discordant,
         verdict=word,
@@ -240,6 +238,6 @@ def _holm(family: Mapping[str, RowTest]) -> dict[str, float]:
         """(whether the first of the remaining rows differs, the number of tests)"""
         tests = float(len(remaining))
         comparison = family[remaining[0]].comparison(tests)
-        return comparison.p_value < 1 - comparison.level, tests
+        return comparison.p_alone < comparison.level.alpha, tests
 
     return step_down(sorted(family, key=lambda name: -family[name].distance()), decide)

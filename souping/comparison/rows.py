@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from souping.comparison.pooled import pool
 from souping.comparison.result import AmountKind
 from souping.comparison.verdict import AVERAGE
+from souping.core.types import frozen
 from souping.logs.match import Field, Matched, MatchedMetric
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 LENGTH_KINDS: Mapping[Field, AmountKind] = {
     "tokens": "length",
@@ -20,7 +21,7 @@ LENGTH_KINDS: Mapping[Field, AmountKind] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RowScores:
     """One row before it is judged: the scores of all models on its tasks."""
 

@@ -13,7 +13,7 @@ from souping.statistics.comparison import contrast
 from souping.statistics.flips import SIGN_DRAWS, draws_for
 from souping.statistics.joint import JointFlips
 from souping.statistics.levels import Level
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 
 def joint_tests(

@@ -13,10 +13,19 @@ import sys
 from typing import Any
 
 from souping.core.system import package_environment
+from souping.core.types import frozen
 
 DRIVER = "libcuda.so.1"
 TIMEOUT_S = 60
 NAME_BYTES = 256
+
+
+@frozen
+class Gpu:
+    """GPU that this process may use, with the bytes of its memory."""
+
+    name: str
+    total: int
 
 
 def devices(driver: Any) -> list[tuple[str, int]]:
@@ -37,8 +46,8 @@ def devices(driver: Any) -> list[tuple[str, int]]:
     return found
 
 
-def visible_devices() -> list[tuple[str, int]]:
-    """(name, bytes of memory) of each GPU that a new process can use, in CUDA's order."""
+def visible_gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs that a new process can use, in CUDA's order."""
     command = [sys.executable, "-m", __name__]
     try:
         # No process is started without a driver.
@@ -52,9 +61,9 @@ def visible_devices() -> list[tuple[str, int]]:
             env=package_environment(),
         ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        return []
+        return ()
     pairs = [line.split(" ", 1) for line in lines]
-    return [(name, int(total)) for total, name in pairs]
+    return tuple(Gpu(name=name, total=int(total)) for total, name in pairs)
 
 
 if __name__ == "__main__":

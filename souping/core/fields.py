@@ -47,6 +47,8 @@ JSON_NAMES = {"Json": Json, "Mapping": Mapping, "Sequence": Sequence}
 """Names in the text of `Json`, which is resolved wherever it is used."""
 MOST_JSON_BYTES = 512_000_000
 """Bytes of JSON that is read as a whole: objects take about ten times their text in memory."""
+MOST_RUN_FILE_BYTES = 100_000_000
+"""Bytes of a file of a run that is read as a whole. Somebody else may have sent it."""
 LARGEST_SETTING = 2**53
 """No setting is larger than this: up to here a float is exact."""
 PLAIN_TYPES: Mapping[Any, tuple[type, str]] = {

@@ -189,6 +189,10 @@ class Optimiser(ABC):
         """All weights that the search will evaluate, if they are known in advance."""
         return None
 
+    def predicted_points(self, size: int) -> Sequence[Weights] | None:
+        """All weights whose scores the search predicts, evaluated or not; None if it predicts none."""
+        return None
+
     @property
     def uses_singles(self) -> bool:
         """Whether the search needs the scores of the single ingredients before it starts."""
@@ -241,6 +245,8 @@ class BenchmarkItems(ABC):
     """
 
     splits: Mapping[str, float] | None = None
+    from_evaluator: bool = False
+    """Whether the items are chosen from those that the evaluator brings, which `brought_by` opens."""
 
     @property
     @abstractmethod
@@ -265,6 +271,14 @@ class BenchmarkItems(ABC):
     def banner(self) -> str:
         """Line to print at the start of a run on these items; empty for none."""
         return ""
+
+    def brought_by(self, prompts: Prompts) -> BenchmarkItems:
+        """The items of a run with an evaluator of these `prompts` (UserError if they are not available here)."""
+        return self
+
+    def outline(self, prompts: Prompts) -> tuple[Item, ...]:
+        """Items without content, to plan with if `brought_by` has none here; empty if their numbers are unknown."""
+        return ()
 
 
 class ScoreSource(ABC):
@@ -361,6 +375,9 @@ class SoupAdapter:
 class LoadedModel(ABC):
     """A model that is ready for evaluation: a live module with its tokenizer, a folder, or weights in chunks.
 
+    A run's are `soups.serving.LoadedSoup`; a test of an evaluator brings one that holds a module or a folder to
+    `souping.testing.check_evaluator`.
+
     `soup` identifies the model. `eos_token_ids` are the end-of-answer tokens of all ingredients; empty if no ingredient
     defines any.
     """
@@ -414,12 +431,14 @@ class Hosting:
     """How an evaluator receives models (those that do not come in chunks come as a folder), and where they run.
 
     `device` is the configured device of the live module: cpu, cuda, cuda:N, mps, or auto. `host` is the engine or
-    server that runs the model in separate processes, if there is one.
+    server that runs the model in separate processes, if there is one. `command` gives the words of a command that
+    anybody can run in place of `evaluate`, from the model's folder, the file of items, and the folder for the log.
     """
 
     model_form: ModelForm = "module"
     device: str = "cpu"
     host: ModelHost | None = None
+    command: Callable[[Path, Path, Path], Sequence[str]] | None = None
 
     def module_settings(self) -> ModuleSettings:
         """How to load the live module."""
@@ -672,10 +691,19 @@ class Workers(ABC):
 class Executor(Component, ABC):
     """Where soups are made and evaluated. In any case, only the driver writes to the store.
 
-    Unless it `evaluates_here`, this machine does not need what the evaluators need.
+    Unless it `evaluates_here`, this machine does not need what the evaluators need, and `start` is not called: soups
+    are handed to jobs outside of souping, `max_open` at once, as recipes or (`write_models`) folders. A job loads a
+    model, so a search gives it `min_items` items or more, or the whole split.
     """
 
     evaluates_here: bool = True
+    max_open: int = 1
+    write_models: bool = False
+    min_items: int = 1
+
+    def handing_out(self, max_open: int | None, write_models: bool) -> Executor:
+        """A copy with another `max_open`, if it is given, that writes models if this one does or `write_models`."""
+        return self
 
     @abstractmethod
     def start(self, here: Workers, elsewhere: Callable[[], Workers]) -> Workers:

@@ -101,6 +101,8 @@ def _read_rows(path: Path) -> list[list[str]]:
                 row = [cell.strip() for cell in cells]
                 if any(row):
                     rows.append(row)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such score table: check the path") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a score table: {error}") from error
     if len(rows) < 2:

@@ -43,6 +43,14 @@ CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 """Files in which Linux says how much memory a container may use."""
 
 
+def conf_folder() -> Path:
+    """The folder of the YAML files: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    if (package / "conf").is_dir():
+        return package / "conf"
+    return package.parent / "conf"
+
+
 def program() -> str:
     """The words before a command, as this process was started."""
     return "python -m souping" if Path(sys.argv[0]).name == "__main__.py" else "souping"

@@ -113,6 +113,16 @@ class Missing:
         return str(self.error())
 
 
+def refuse_start(reasons: Sequence[Missing]) -> None:
+    """End a plan that has found why its run or merge cannot start here (LateError); nothing without reasons."""
+    if not reasons:
+        return
+    further = ""
+    if len(reasons) > 1:
+        further = f" (and {len(reasons) - 1} more, see above)"
+    raise LateError(f"this run cannot start here: {reasons[0].sentence()}{further}")
+
+
 @frozen
 class UserScorer:
     """Scorer of the user's: `function(item, output)` gives a fraction of 1, and `digest` is what decides it.

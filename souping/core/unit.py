@@ -8,18 +8,14 @@ readers. Nothing in between has to know the unit. What is shown is worded here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from souping.core.text import DASH, UNSAFE, confidence, if_finite, minus, signed
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, frozen
 
 MARGIN = 0.01
 """The usual margin of inner scores: a gain below it is no reason to soup."""
-SCORE_KEYS = ("mean", "difference", "value", "low", "high")
-"""Keys of an interval that hold scores."""
 MOST_DIGITS = 12
 """Most decimals with which a unit's scores are shown."""
 LARGEST_SCALE = 1e9
@@ -29,7 +25,18 @@ SCORE_ROUNDING = 1e-9
 FloatOrArray = TypeVar("FloatOrArray", float, FloatArray)
 
 
-@dataclass(frozen=True, kw_only=True)
+class Estimate(NamedTuple, Generic[FloatOrArray]):
+    """A score, or a difference of scores, with the limits of its interval.
+
+    Whoever writes one into a report unpacks all of it, so that mypy finds every such place if it gets another score.
+    """
+
+    value: FloatOrArray
+    low: FloatOrArray
+    high: FloatOrArray
+
+
+@frozen
 class Unit:
     """Unit of an evaluator's scores.
 
@@ -81,6 +88,14 @@ class Unit:
         # Adding 0 turns -0.0 into 0.0.
         return inner / self.factor + 0.0
 
+    def raw_estimate(self, estimate: Estimate[FloatOrArray]) -> Estimate[FloatOrArray]:
+        """The estimate for one in inner scores."""
+        value, low, high = estimate
+        # If lower scores are better, the lower inner limit is the upper limit of the scores.
+        if not self.higher_is_better:
+            low, high = high, low
+        return Estimate(self.raw(value), self.raw(low), self.raw(high))
+
     def size(self, inner: float) -> float:
         """An inner difference in the unit of scores, with the sign of the inner one: a gain is positive."""
         return inner / abs(self.factor)
@@ -90,16 +105,6 @@ class Unit:
         if margin is None:
             margin = self.min_gain
         return margin / self.scale * abs(self.factor)
-
-    def raw_table(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        """An interval of inner scores, {key: value}, as a report has it; keys that hold no score stay as they are."""
-        interval = dict(table)
-        for key in interval.keys() & SCORE_KEYS:
-            interval[key] = self.raw(table[key])
-        # If lower scores are better, the lower inner limit is the upper limit of the scores.
-        if not self.higher_is_better:
-            interval |= {"low": interval["high"], "high": interval["low"]}
-        return interval
 
     # ------------------------------------------------------------ words
 

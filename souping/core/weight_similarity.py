@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from souping.core.text import listed
-from souping.core.types import Names
+from souping.core.types import Names, frozen
 
 LEAST_KEPT = 0.9
 """Share of a change below which its loss is a warning."""
@@ -15,7 +14,7 @@ LARGEST_TRUNCATION = 0.1
 LARGEST_FLOAT16 = 65504
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelSimilarity:
     """A model's weights beside the mean of the other models', in sampled blocks."""
 
@@ -29,7 +28,7 @@ class ModelSimilarity:
     """the same distance of task vectors"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Rounding:
     """What is lost when a weighted average is stored, from the same blocks: by rounding every weight to `dtype`."""
 
@@ -67,7 +66,7 @@ class Rounding:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PoolSimilarity:
     """How similar the weights of the candidates are, from blocks of their matrices at fixed places."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from souping.core.fields import Count, Name, component, mismatch, pick, text_of
 from souping.core.files import expanded
 from souping.core.parsing import read_json
-from souping.core.protocols import BenchmarkItems
+from souping.core.protocols import BenchmarkItems, Prompts
 from souping.core.text import check_pointer, listed
 from souping.core.types import (
     SPLITS,
@@ -136,6 +136,17 @@ class EvaluatorBenchmark(BenchmarkItems):
     splits: Mapping[str, float] | None = None
 
     title = ""
+    from_evaluator = True
+
+    def brought_by(self, prompts: Prompts) -> BenchmarkItems:
+        """The evaluator's items with this choice of them; this benchmark, which has none, if it brings none."""
+        whole = prompts.benchmark
+        if whole is None:
+            return self
+        return PartOfBenchmark(whole=whole, choice=self, splits=self.splits)
+
+    def outline(self, prompts: Prompts) -> Items:
+        return first_items(prompts.outline(), self.limit)
 
     def items(self) -> Items:
         # Only called if the evaluator has no items of its own.

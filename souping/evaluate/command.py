@@ -21,9 +21,9 @@ from souping.core.text import first_line, listed, safe
 from souping.core.types import Item, Items, JsonObject, Missing, Record, UserError, digest, frozen
 from souping.core.unit import POINTS, Unit
 from souping.evaluate.logged import item_line, log_in, records_by_item
-from souping.evaluate.servers.process import ENDED, Process
+from souping.evaluate.servers.server_process import ENDED, Process
+from souping.logs.answer_tables import is_table
 from souping.logs.sources import read_logs
-from souping.logs.tables import is_table
 
 ITEMS_FILE = "items.jsonl"
 DONE = "done"
@@ -138,7 +138,9 @@ class CommandEvaluator(Evaluator):
 
     @property
     def hosting(self) -> Hosting:
-        return CommandHosting(model_form="folder", host=ModelHost(), logs=self._logs)
+        return CommandHosting(
+            model_form="folder", host=ModelHost(), command=self.words, logs=self._logs
+        )
 
     def needs(self) -> list[Missing]:
         program = shlex.split(self.command)[0]

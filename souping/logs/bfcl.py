@@ -36,12 +36,18 @@ FAILED = "Error during inference: "
 """How bfcl-eval's generation marks an item without an answer."""
 
 
-def read_bfcl(path: Path, name: str) -> Log:
+def read_bfcl(path: Path, name: str, group: str) -> Log:
     """The log of one model in a BFCL project: each category is a task. `name` picks one of several models.
 
     Raises:
-        UserError: result/ or score/ is missing, damaged or of several models, or they do not fit each other.
+        UserError: result/ or score/ is missing, damaged or of several models, or they do not fit each other; or a
+            `group` is given.
     """
+    if group:
+        raise UserError(
+            f"{path}: --group and --category are not for BFCL: its items are grouped by what they share, "
+            "its files are its categories"
+        )
     results = path / "result"
     scores = path / "score"
     if not (results.is_dir() and scores.is_dir()):

@@ -9,8 +9,10 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import ZipFile, is_zipfile
 
-from souping.core.text import first_line, install
+from souping.core.files import unpacked_limit
+from souping.core.text import first_line, human, install
 from souping.core.types import Json, T, UserError
 from souping.logs.records import Log, LoggedAnswer, Task, metrics_of, pick_model
 
@@ -45,6 +47,8 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
     files = [path]
     if not path.is_file():
         files = sorted(file for file in path.iterdir() if file.is_file() and is_inspect(file))
+    for log_path in files:
+        _check_size(log_path)
     read_header = partial(read_eval_log, header_only=True)
     headers = {str(file): _by_inspect(read_header, str(file)) for file in files}
     models = {header.eval.model for header in headers.values()}
@@ -72,6 +76,22 @@ def read_inspect(path: Path, name: str, group: str) -> Log:
         requested=tuple(tasks),
         notes=tuple(notes),
     )
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a zip whose members no memory holds (UserError)."""
+    unpacked = _by_inspect(_unpacked_bytes, str(path))
+    if unpacked > unpacked_limit(path):
+        packed = path.stat().st_size
+        raise UserError(f"{path}: {human(packed)} unpack to {human(unpacked)}, too much to read")
+
+
+def _unpacked_bytes(file: str) -> int:
+    """Bytes of all members of a zip; 0 for any other file."""
+    if not is_zipfile(file):
+        return 0
+    with ZipFile(file) as archive:
+        return sum(member.file_size for member in archive.infolist())
 
 
 def _by_inspect(read: Callable[[str], T], file: str) -> T:

@@ -1,45 +1,84 @@
 """Result files of other tools, read as rows of this package's columns.
 
-A file of a known tool is recognised by the keys of its rows. Of any other table, `fields` names the fields.
+A file of a known tool is recognised by the keys of its rows. Of any other table, `fields` names the fields. Installed
+packages bring further tools (entry points `souping.logs`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from souping.core.fields import component
+from souping.core.installed import NamedPart, installed_parts
 from souping.core.text import first_line, listed, nearest
-from souping.core.types import Names, UserError, frozen
+from souping.core.types import Names, UserError
 from souping.logs.records import LogRow
 
+log = logging.getLogger(__name__)
 ALL = "all"
 """The category of a file that has none."""
 Columns = dict[str, Any]
 """{column of this package: its value} of one row; `stop_reason` is None if the row does not say how an answer ended"""
 
 
-@frozen
-class LogLayout:
-    """How a tool writes the answers to its items, one per row."""
+@component
+class LogLayout(NamedPart):
+    """How a tool writes the answers to its items, one per row.
 
-    tool: str
-    # keys that every row has
-    keys: Names
-    columns: Callable[[LogRow], Columns]
+    Its tables are known by `keys`, which every row has, and `columns` gives a row this package's columns. If it does
+    not write tables, `rows` gives the rows at a path: none, if what is there is not the tool's.
+    """
+
+    keys: Names = ()
+    columns: Callable[[LogRow], Columns] = dict
     # the rows do not number the answers to one item
     unnumbered: bool = False
+    rows: Callable[[Path], Iterable[LogRow]] | None = None
 
 
-def layout_of(row: LogRow) -> LogLayout:
-    """The layout of a file with this row: that of a known tool, else that of this package's tables."""
-    for layout in LOG_LAYOUTS:
-        if row.keys() >= {*layout.keys}:
-            return layout
-    return OWN_TABLE
+@cache
+def installed_layouts() -> tuple[LogLayout, ...]:
+    """The layouts of installed packages, which are imported here."""
+    return installed_parts("souping.logs", LogLayout, [layout.name for layout in LOG_LAYOUTS])
+
+
+def layout_of(row: LogRow, fields: Collection[str]) -> LogLayout:
+    """The layout of a table with this row: that of a known tool, else that of this package's tables.
+
+    A table of which `fields` name the item or the score is of no installed package's tool.
+    """
+    layout = _fitting(LOG_LAYOUTS, row)
+    if layout is None and not {"item", "score"} & {*fields}:
+        layout = _fitting(installed_layouts(), row)
+    return layout or OWN_TABLE
+
+
+def _fitting(layouts: Iterable[LogLayout], row: LogRow) -> LogLayout | None:
+    """The first layout whose keys a row has."""
+    fitting = (each for each in layouts if each.keys and row.keys() >= {*each.keys})
+    return next(fitting, None)
+
+
+def installed_rows(path: Path) -> tuple[LogLayout, list[LogRow]] | None:
+    """(layout, rows) of what the tool of an installed package wrote; None if no package knows it."""
+    for layout in installed_layouts():
+        # Code of others, which may raise anything about a file of another tool.
+        try:
+            rows = list(layout.rows(path)) if layout.rows else []
+        except Exception as error:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            log.warning(f"{path} is not read as {layout.name}: {why}: {layout.remedy}")
+            continue
+        if rows:
+            return layout, rows
+    return None
 
 
 def value_at(row: LogRow, name: str) -> Any:
@@ -94,13 +133,16 @@ def rows_by_column(
         check_fields(path, row, _needed(layout, fields), renamed=layout is OWN_TABLE)
         check_fields(path, row, named)
         try:
-            columns = layout.columns(row)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            columns = dict(layout.columns(row))
+        except Exception as error:  # a package's function may raise anything
             raise UserError(
-                f"{path}: row {number}: not a row of {layout.tool}: {first_line(error)}"
+                f"{path}: row {number}: not a row of {layout.name}: {first_line(error)}",
+                fix=layout.remedy,
             ) from error
         for column, name in fields.items():
             columns[column] = _value(row, name)
+        if layout.package:
+            check_fields(path, columns, ("item", "score"))
         scored = scored or columns["score"] is not None
         columns.setdefault("category", ALL)
         if layout.unnumbered:
@@ -241,26 +283,26 @@ def _reward(trace: LogRow) -> float:
     return total if trace["rewards"] else math.nan
 
 
-OWN_TABLE = LogLayout(tool="table", keys=("item", "category", "score"), columns=dict)
+OWN_TABLE = LogLayout(name="table", keys=("item", "category", "score"), columns=dict)
 LOG_LAYOUTS = (
     OWN_TABLE,
     LogLayout(
-        tool="every_eval_ever",
+        name="every_eval_ever",
         keys=("schema_version", "model_id", "evaluation_name", "sample_id", "evaluation"),
         columns=_every_eval_ever,
     ),
     LogLayout(
-        tool="nemo_evaluator",
+        name="nemo_evaluator",
         keys=("problem_idx", "repeat", "reward", "prompt"),
         columns=_nemo_evaluator,
     ),
     LogLayout(
-        tool="nemo_gym",
+        name="nemo_gym",
         keys=("_ng_task_index", "_ng_rollout_index", "reward", "responses_create_params"),
         columns=_nemo_gym,
     ),
     LogLayout(
-        tool="verifiers",
+        name="verifiers",
         keys=("task", "traces", "ok", "num_output_tokens"),
         columns=_verifiers,
         unnumbered=True,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from souping.core.text import first_line, shown
 from souping.core.types import Json, UserError, digest
@@ -20,9 +21,10 @@ from souping.logs.records import (
     metrics_of,
     pick_model,
 )
-from souping.report.content import Report
-from souping.report.files import read_report
 from souping.report.samples import SAMPLES_FILE, read_samples
+
+if TYPE_CHECKING:
+    from souping.report.content import Report
 
 
 def read_run(path: Path, name: str, group: str) -> Log:
@@ -33,6 +35,9 @@ def read_run(path: Path, name: str, group: str) -> Log:
     Raises:
         UserError: it was a dry run, it ended before its report, it has no such model, or a file is damaged.
     """
+    # With all that is in a report; other logs do without.
+    from souping.report.run_files import read_report
+
     report = read_report(path / "report.json")
     try:
         return _read(path, report, name, group)

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from souping.core.files import expanded, near_folder, regular
 from souping.core.text import listed
 from souping.core.types import UserError
-from souping.logs.bfcl import read_bfcl
-from souping.logs.inspect import is_inspect, read_inspect
-from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
-from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
-from souping.logs.runs import read_run
-from souping.logs.tables import (
+from souping.logs.answer_tables import (
     Frame,
     LogSource,
     TableOptions,
     is_scores,
     is_table,
+    logs_of,
     read_frame,
     read_log_table,
     read_scores,
 )
+from souping.logs.layouts import installed_rows
+from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric
 
 LOG_KINDS = (
     "lm_eval's output folder, a BFCL project, an inspect_ai log, a run, "
     "or CSV, JSONL or parquet with item, category, score"
 )
+HarnessReader = Callable[[Path, str, str], Log]
+"""reader(path, name of one of several models, field of the groups) of what a harness wrote"""
 LOG_SUFFIXES = (".csv", ".jsonl", ".parquet", ".json", ".eval")
 
 
@@ -82,6 +82,8 @@ def logs_in(folder: Path) -> dict[str, str]:
     Raises:
         UserError: there is no such folder, no log in it, or two of one name; or it is the log of one model.
     """
+    from souping.logs.lm_eval import RESULTS
+
     if not folder.is_dir():
         raise UserError(f"{folder}: no folder of logs, one per model{near_folder(folder)}")
     if (folder / "report.json").is_file() or any(folder.glob(RESULTS)):
@@ -158,14 +160,47 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
     if not isinstance(source, str | Path):
         return read_frame(source, options)
     path, model = _path_and_model(source)
+    options = replace(options, model=model)
     if is_table(regular(path)):
-        return read_log_table(path, replace(options, model=model))
-    return (_read_harness(path, model, options),)
+        return read_log_table(path, options)
+    reader = _reader(path, model)
+    if reader is None and (found := installed_rows(path)):
+        layout, rows = found
+        return logs_of(path, rows, options, layout)
+    # lm_eval's results may have any name.
+    if reader is None and path.suffix == ".json":
+        from souping.logs.lm_eval import read_lm_eval
+
+        reader = read_lm_eval
+    if reader is None:
+        raise UserError(f"{path}: not a log: give {LOG_KINDS}")
+    return (_read_harness(reader, path, options),)
 
 
-def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
-    """The log that a harness wrote, of the model `name` if it has several models. It is split by category if the
-    options name a field of the category.
+def _reader(path: Path, name: str) -> HarnessReader | None:
+    """The reader of what a known harness wrote at a path, for the model `name` if it has several; else None."""
+    # Tables are read without them.
+    from souping.logs.bfcl import read_bfcl
+    from souping.logs.inspect import is_inspect, read_inspect
+    from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
+    from souping.logs.runs import read_run
+
+    if (path / "report.json").is_file():
+        return read_run
+    if (path / "result").is_dir() or (path / "score").is_dir():
+        return read_bfcl
+    files = [path]
+    if not path.is_file():
+        files = [file for file in path.iterdir() if file.is_file()]
+    if any(map(is_inspect, files)):
+        return read_inspect
+    if path.match(RESULTS) or (path.is_dir() and results_of(path, name)):
+        return read_lm_eval
+    return None
+
+
+def _read_harness(reader: HarnessReader, path: Path, options: TableOptions) -> Log:
+    """The log that a harness wrote. It is split by category if the options name a field of the category.
 
     Raises:
         UserError: an option is for tables, or the log cannot be read.
@@ -175,34 +210,13 @@ def _read_harness(path: Path, name: str, options: TableOptions) -> Log:
     if {"item", "score", "repeat"} & options.fields.keys():
         raise UserError(f"{path}: --item, --score and --repeat are for tables: leave them out")
     category = options.fields.get("category", "")
-    log = _harness_log(path, name, options.fields.get("group", ""), category)
+    log = reader(path, options.model, options.fields.get("group", ""))
     if not category:
         return log
     # Read again, so that each answer has its category as group.
-    values = _harness_log(path, name, category, category)
+    values = reader(path, options.model, category)
     _check_field([values], category, "category")
     return _by_category(log, values)
-
-
-def _harness_log(path: Path, name: str, group: str, category: str) -> Log:
-    """The log at a path by the reader of its harness; `category` is only for refusing it in logs of BFCL."""
-    if (path / "report.json").is_file():
-        return read_run(path, name, group)
-    if (path / "result").is_dir() or (path / "score").is_dir():
-        if group or category:
-            raise UserError(
-                f"{path}: --group and --category are not for BFCL: its items are grouped by what they share, "
-                "its files are its categories"
-            )
-        return read_bfcl(path, name)
-    files = [path]
-    if not path.is_file():
-        files = [file for file in path.iterdir() if file.is_file()]
-    if any(map(is_inspect, files)):
-        return read_inspect(path, name, group)
-    if path.suffix == ".json" or (path.is_dir() and results_of(path, name)):
-        return read_lm_eval(path, name, group)
-    raise UserError(f"{path}: not a log: give {LOG_KINDS}")
 
 
 def _path_and_model(source: str | Path) -> tuple[Path, str]:

@@ -1,19 +1,15 @@
-"""Merging of checkpoints, on disk and into a live module. Here: the base classes of backends, of the pools that they
-open, and of live modules that become soups."""
+"""Merging of checkpoints, on disk and into a live module. Here: the base classes of the pools that backends open, of
+plans, and of live modules that become soups. That of backends is in `backend.py`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from souping.checkpoints.fingerprints import Cache
-from souping.checkpoints.folder import Like
 from souping.checkpoints.views import Float32
 from souping.core.protocols import AdapterShape, Component, WeightStream
-from souping.core.text import parse_size
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
 from souping.core.weight_similarity import PoolSimilarity
 
@@ -151,55 +147,3 @@ class CandidatePool(Component, ABC):
     @abstractmethod
     def soup_bytes(self) -> int:
         """Bytes that a soup takes as a folder, at most."""
-
-
-class MergeBackend(Component, ABC):
-    """Mixer of models: the settings that other parts read, and `open`, which opens pools for it.
-
-    `adapters` is `keep` or `merge`, or None if only full models can be mixed; `tokenizer_from` names the
-    ingredient whose config and tokenizer the soup gets.
-    """
-
-    method: str = "linear"
-    base_model: str | None = None
-    """Folder or Hub name of the base model, where there is one."""
-    dtype: str | None = None
-    """The soup's dtype by torch's name; None for the ingredients' own."""
-    vocab: Vocab = "error"
-    nonfinite: Nonfinite = "error"
-    allow_pickle: bool = False
-    adapters: Adapters | None = None
-    rank: int | None = None
-    """Rank of a soup that stays an adapter, at most; None for the sum of its adapters' ranks."""
-    max_shard_size: str | int = "5GB"
-    tensor_weights: Mapping[str, Sequence[float]] | None = None
-    tokenizer_from: str | None = None
-    format: Format = "hf"
-    """Layout of the soup: a Hugging Face folder, or that of the newest ingredient."""
-    name_rules: str | None = None
-    """File of rules for the tensor names of sharded checkpoints, or `show`."""
-
-    @cached_property
-    def shard_bytes(self) -> int:
-        """`max_shard_size` in bytes (UserError if it is no size)."""
-        return parse_size(self.max_shard_size, "merge.max_shard_size")
-
-    @property
-    def hashes_while_reading(self) -> bool:
-        """Whether soups of full models can be written before the ingredients are hashed."""
-        return False
-
-    @property
-    def streams(self) -> bool:
-        """Whether soups of full models can also come in chunks."""
-        return False
-
-    @abstractmethod
-    def with_settings(self, settings: Mapping[str, str | int | float | None]) -> MergeBackend:
-        """This backend with other settings; settings that it does not have are left out."""
-
-    @abstractmethod
-    def open(
-        self, folders: Folders, cache: Cache = None, like: Like | None = None
-    ) -> CandidatePool:
-        """The pool of these candidates; `cache` keeps digests, `like` has what sharded checkpoints lack."""

@@ -29,12 +29,12 @@ from souping.merge import (
     CandidatePool,
     Extra,
     LoadableModel,
-    MergeBackend,
     OptionalProgress,
     SoupPlan,
     factors,
 )
 from souping.merge.alignment import Alignment, lone_recipe
+from souping.merge.backend import MergeBackend, check_adapter_settings
 from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
 from souping.merge.plan import base_name, tokenizer_source
@@ -617,25 +617,3 @@ def _full_weights_are_base(base: Checkpoint, name: str, adapter: Adapter) -> Non
             raise UserError(
                 f"adapter {name} has a whole weight of {shown(module)} that is not the base's"
             )
-
-
-def check_adapter_settings(merge: MergeBackend) -> None:
-    """Refuse settings that have no meaning for adapters.
-
-    Raises:
-        UserError: the first of them, by name.
-    """
-    if merge.adapters is None:
-        raise UserError("this merge backend does not soup adapters: use merge=local")
-    if merge.method != "linear":
-        raise UserError(
-            f"merge.method={merge.method} is for full models: adapters are souped with merge.method=linear"
-        )
-    if merge.rank is not None and merge.adapters == "merge":
-        raise UserError(
-            "merge.rank is for a soup that stays an adapter: leave it out, or set merge.adapters=keep"
-        )
-    if merge.tensor_weights:
-        raise UserError(
-            "merge.tensor_weights is for full models: a soup of adapters has one weight an adapter"
-        )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from souping.checkpoints.archives import archive_at
-from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
+from souping.checkpoints.checkpoint import Checkpoints
 from souping.checkpoints.compatibility import (
     TOKENIZERS,
     check_tokenizer,
@@ -48,13 +47,13 @@ from souping.merge import (
     Extra,
     Format,
     LoadableModel,
-    MergeBackend,
     Nonfinite,
     OptionalProgress,
     SoupPlan,
     Vocab,
 )
 from souping.merge.alignment import Alignment, Layout, check_tensor_weights, fitted
+from souping.merge.backend import MergeBackend
 from souping.merge.kernels import COMPILED_METHODS, get_method
 from souping.merge.live import LiveModule, SoupMixer
 from souping.merge.plan import MergePlan, tokenizer_source
@@ -63,113 +62,14 @@ from souping.merge.weight_samples import WeightedSum, WeightSample, stored_value
 if TYPE_CHECKING:
     import torch
 
-P = TypeVar("P", bound=SoupPlan)
 KEEP = "keep:"
 """How a `moe_router` begins that keeps the router of one ingredient."""
 CHUNK_BYTES = 1 << 28
 """Chunk of a soup that an engine takes from memory; it may hold a few at once."""
 
 
-class ModelMerge(MergeBackend, Generic[P]):
-    """Merge backend of full models, a dataclass, with its own type of plans."""
-
-    def with_settings(self, settings: Mapping[str, str | int | float | None]) -> Self:
-        # For mypy: all backends are.
-        assert is_dataclass(self)
-        known = {field.name for field in fields(self) if field.init}
-        return replace(self, **{key: value for key, value in settings.items() if key in known})
-
-    def open_checkpoint(self, path: Path, home: Path | None) -> Checkpoint:
-        """A checkpoint by these settings; a sharded one has the config and tokenizer of `home`."""
-        like = Like(home, rules_of(self.name_rules), self.format == "same")
-        return Checkpoint.open(path, self.allow_pickle, like)
-
-    def align(self, checkpoints: Checkpoints) -> Alignment:
-        """The candidates and the base model, if there is one, side by side."""
-        # A sharded base model takes its config and tokenizer from the folder that sharded candidates take theirs from.
-        homes = (checkpoint.like for checkpoint in checkpoints.values())
-        base = None
-        if self.base_model:
-            home = next(filter(None, homes), None)
-            base = self.open_checkpoint(Path(self.base_model), home)
-        return Alignment(checkpoints, base)
-
-    def recipe(
-        self,
-        ingredients: Sequence[str],
-        weights: Weights,
-        checkpoints: Checkpoints,
-        fingerprints: Mapping[str, str],
-        base: str | None = None,
-    ) -> Recipe:
-        """The recipe of these weights with all settings that decide the soup's numbers.
-
-        `checkpoints` is the whole pool in its order, which is also that of the lists in `tensor_weights`; `base` is the
-        base model's fingerprint, taken from its folder by default. A single ingredient is that model itself, whatever
-        the method. Settings that change nothing are left out, so that equal soups have equal ids.
-
-        Raises:
-            UserError: a list in `tensor_weights` has another length than the pool.
-        """
-        used = [name for name, weight in zip(ingredients, weights, strict=True) if weight != 0]
-        # One ingredient alone is copied.
-        method = "linear"
-        settings: JsonObject = {}
-        if len(used) != 1:
-            method = self.method
-            settings = self.settings_of(used, checkpoints, base)
-        return Recipe(
-            ingredients=tuple(ingredients),
-            fingerprints=tuple(fingerprints[name] for name in ingredients),
-            weights=tuple(float(weight) for weight in weights),
-            dtype=self.dtype or common_dtype(checkpoints[name] for name in used),
-            method=method,
-            settings=settings,
-        )
-
-    @abstractmethod
-    def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
-        """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
-
-    def weighted_sum(self, weights: Weights) -> WeightedSum | None:
-        """The soup by these weights as one sum over the models and the base; None if it is not such a sum."""
-        return None
-
-    @abstractmethod
-    def plan(self, recipe: Recipe, models: Alignment) -> P: ...
-
-    @abstractmethod
-    def write(
-        self, plan: P, out: Path, progress: OptionalProgress = None, extra_files: Extra = None
-    ) -> Path: ...
-
-    @abstractmethod
-    def live(self, models: Alignment, module: torch.nn.Module) -> LoadableModel: ...
-
-    def open(
-        self, folders: Folders, cache: Cache = None, like: Like | None = None
-    ) -> CandidatePool:
-        """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
-        kinds = {name: is_adapter(folder) for name, folder in folders.items()}
-        if not any(kinds.values()):
-            if self.rank is not None:
-                raise UserError(
-                    f"merge.rank={self.rank} is for soups of adapters, and no candidate is one: leave it out"
-                )
-            return FullModelPool(folders, self, cache, like)
-        full = [name for name, adapter in kinds.items() if not adapter]
-        if full:
-            adapters = [name for name, adapter in kinds.items() if adapter]
-            raise UserError(
-                f"the pool mixes adapters ({listed(adapters)}) and others ({listed(full)}): merge them first"
-            )
-        from souping.merge.adapters import AdapterPool
-
-        return AdapterPool(folders, self, cache)
-
-
 @component
-class LocalMerge(ModelMerge[MergePlan]):
+class LocalMerge(MergeBackend):
     """Weighted averaging in this process.
 
     `dtype` is float32, bfloat16, float16, or None for the ingredients' own (the widest where they differ).
@@ -234,7 +134,7 @@ class LocalMerge(ModelMerge[MergePlan]):
         return self.format == "hf"
 
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
-        """As `ModelMerge.settings_of`; the keys are those of recipe.json, which are not all those of this backend."""
+        """As `MergeBackend.settings_of`; the keys are those of recipe.json, which are not all those of this backend."""
         settings: dict[str, Json] = {}
         if self._method_digest:
             settings["source"] = self._method_digest
@@ -286,6 +186,16 @@ class LocalMerge(ModelMerge[MergePlan]):
             tokenizer_from=tokenizer_source(self.tokenizer_from, recipe),
         )
 
+    def write_soup(
+        self,
+        recipe: Recipe,
+        models: Alignment,
+        out: Path,
+        progress: OptionalProgress = None,
+        extra_files: Extra = None,
+    ) -> Path:
+        return self.write(self.plan(recipe, models), out, progress, extra_files)
+
     def write(
         self,
         plan: MergePlan,
@@ -310,14 +220,19 @@ class LocalMerge(ModelMerge[MergePlan]):
         """A module that `load_soup(recipe)` fills with soups of these models, again and again."""
         return LiveModule(models, module, nonfinite=self.nonfinite)
 
+    def open(
+        self, folders: Folders, cache: Cache = None, like: Like | None = None
+    ) -> CandidatePool:
+        return open_pool(self, folders, cache, like)
 
-class FullModelPool(CandidatePool, Generic[P]):
+
+class FullModelPool(CandidatePool):
     """Full models of one architecture. Headers are read when it is opened; the rest is read on demand."""
 
     def __init__(
         self,
         folders: Folders,
-        merge: ModelMerge[P],
+        merge: MergeBackend,
         cache: Cache = None,
         like: Like | None = None,
     ) -> None:
@@ -440,7 +355,7 @@ class FullModelPool(CandidatePool, Generic[P]):
             chosen, values, self._checkpoints, self.fingerprints, self._base_content
         )
 
-    def plan(self, recipe: Recipe) -> P:
+    def plan(self, recipe: Recipe) -> SoupPlan:
         return self._merge.plan(recipe, self._alignment)
 
     def live(self, module: torch.nn.Module) -> LoadableModel:
@@ -464,7 +379,7 @@ class FullModelPool(CandidatePool, Generic[P]):
         extra_files: Extra = None,
         progress: OptionalProgress = None,
     ) -> Path:
-        return self._merge.write(self.plan(recipe), out, progress=progress, extra_files=extra_files)
+        return self._merge.write_soup(recipe, self._alignment, out, progress, extra_files)
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
         """As `CandidatePool.check_tokenizers`; a file of `torch.save` is refused too, because it has none."""
@@ -509,6 +424,28 @@ class FullModelPool(CandidatePool, Generic[P]):
         self._merge.close()
 
 
+def open_pool(
+    merge: MergeBackend, folders: Folders, cache: Cache = None, like: Like | None = None
+) -> CandidatePool:
+    """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
+    kinds = {name: is_adapter(folder) for name, folder in folders.items()}
+    if not any(kinds.values()):
+        if merge.rank is not None:
+            raise UserError(
+                f"merge.rank={merge.rank} is for soups of adapters, and no candidate is one: leave it out"
+            )
+        return FullModelPool(folders, merge, cache, like)
+    full = [name for name, adapter in kinds.items() if not adapter]
+    if full:
+        adapters = [name for name, adapter in kinds.items() if adapter]
+        raise UserError(
+            f"the pool mixes adapters ({listed(adapters)}) and others ({listed(full)}): merge them first"
+        )
+    from souping.merge.adapters import AdapterPool
+
+    return AdapterPool(folders, merge, cache)
+
+
 def router_weights(router: str, pool: Checkpoints) -> dict[str, list[float]]:
     """{pattern of routers' names: weights in the pool's order}, all on the model that `router` keeps; {} for average.
 
@@ -536,17 +473,6 @@ def method_digest(name: str) -> str | None:
     if not is_user_code(function):
         return None
     return hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
-
-
-def common_dtype(checkpoints: Iterable[Checkpoint]) -> str:
-    """The dtype of the checkpoints' soup by torch's name; several joined by `+` if a model itself mixes dtypes."""
-    stored = list(dict.fromkeys(checkpoint.dtype for checkpoint in checkpoints))
-    if len(stored) == 1:
-        return stored[0]
-    # Two 16-bit formats meet in fp32, as any dtype with fp32.
-    if not any("+" in name for name in stored):
-        return "float32"
-    return "+".join(sorted(set("+".join(stored).split("+"))))
 
 
 def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:

@@ -1,8 +1,4 @@
-"""`merge=mergekit`: every method that mergekit has (TIES, DARE, ...), run by mergekit itself (extra `[mergekit]`).
-
-Recipes of linear, task_arithmetic and slerp are also written as mergekit's YAML, with `normalize: false` and fp32
-arithmetic.
-"""
+"""`merge=mergekit`: every method that mergekit has (TIES, DARE, ...), run by mergekit itself (extra `[mergekit]`)."""
 
 from __future__ import annotations
 
@@ -12,14 +8,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.fingerprints import Cache, fingerprint
 from souping.checkpoints.folder import Like, side_files
-from souping.checkpoints.header import TORCH_NAMES, inside, small
+from souping.checkpoints.header import inside, small
 from souping.core.fields import Name, Precision, Seed, component
 from souping.core.folders import staged, write_files
 from souping.core.reading import to_json
@@ -28,7 +24,9 @@ from souping.core.types import Folders, Json, JsonObject, Missing, Recipe, UserE
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import CandidatePool, Extra, LoadableModel, Nonfinite, OptionalProgress, SoupPlan
 from souping.merge.alignment import Alignment, lone_recipe
-from souping.merge.local import ModelMerge
+from souping.merge.backend import MergeBackend
+from souping.merge.local import open_pool
+from souping.merge.mergekit_yaml import document_of, dump
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.soup_files import RECIPE, generation_config, soup_files, write_soup_files
 from souping.merge.writer import write_checkpoint
@@ -68,7 +66,7 @@ class MergekitPlan(SoupPlan):
 
 
 @component
-class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
+class MergekitMerge(MergeBackend):
     """Soups that mergekit makes in a separate process.
 
     `method` is any of mergekit's `merge_method`s, `parameters` its global parameters (such as density, t, lambda);
@@ -79,6 +77,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         UserError: a value is out of its range; the message names `merge.<key>`.
     """
 
+    by = "mergekit"
     method: Name = "ties"
     parameters: dict[str, float | bool] | None = None
     base_model: str | None = None
@@ -97,11 +96,11 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
             raise UserError(
                 f"merge.method={self.method} needs the base model: set merge.base_model=FOLDER"
             )
-        return super().open(folders, cache, like)
+        return open_pool(self, folders, cache, like)
 
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
-        """As `ModelMerge.settings_of`: mergekit's parameters, the seed of methods that draw, and the base model."""
-        settings: dict[str, Json] = {"by": "mergekit", "parameters": dict(self.parameters or {})}
+        """As `MergeBackend.settings_of`: mergekit's parameters, the seed of methods that draw, and the base model."""
+        settings: dict[str, Json] = {"by": self.by, "parameters": dict(self.parameters or {})}
         if self.method in STOCHASTIC:
             settings["seed"] = self.seed
         if self.base_model:
@@ -112,7 +111,7 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 
     def plan(self, recipe: Recipe, models: Alignment) -> MergekitPlan | MergePlan:
         """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit)."""
-        if recipe.settings.get("by") != "mergekit":
+        if recipe.settings.get("by") != self.by:
             return models.plan(recipe, nonfinite=self.nonfinite)
         used = {name: models.checkpoints[name] for name in recipe.ingredients}
         if models.base is not None:
@@ -125,9 +124,10 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         ingredients = tuple(Ingredient(name, checkpoint) for name, checkpoint in used.items())
         return MergekitPlan(recipe=recipe, yaml=_yaml(recipe, ingredients), ingredients=ingredients)
 
-    def write(
+    def write_soup(
         self,
-        plan: MergekitPlan | MergePlan,
+        recipe: Recipe,
+        models: Alignment,
         out: Path,
         progress: OptionalProgress = None,
         extra_files: Extra = None,
@@ -137,15 +137,16 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
         Raises:
             UserError: mergekit is not installed, fails, or writes a checkpoint that cannot be trusted.
         """
+        plan = self.plan(recipe, models)
         if isinstance(plan, MergePlan):
             return write_checkpoint(plan, out, soup_files(plan, extra_files), progress=progress)
         check_ingredients(plan.ingredients)
         with staged(out) as stage:
             self._run(plan, stage)
             Checkpoint.open(stage)
-            recipe = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
+            text = json.dumps(plan.recipe.as_dict(), indent=2) + "\n"
             _carry(plan, stage)
-            write_soup_files(stage, {RECIPE: recipe, **(extra_files or {})})
+            write_soup_files(stage, {RECIPE: text, **(extra_files or {})})
             check_ingredients(plan.ingredients)
         return Path(out)
 
@@ -196,32 +197,11 @@ class MergekitMerge(ModelMerge[MergekitPlan | MergePlan]):
 def _yaml(recipe: Recipe, ingredients: Sequence[Ingredient]) -> str:
     """The YAML that mergekit runs. A base model is the last of `ingredients`, after those of the recipe."""
     folders = [ingredient.folder for ingredient in ingredients]
-    document = _document(recipe, folders)
+    document = document_of(recipe, folders)
     document |= {"parameters": dict(recipe.settings.get("parameters") or {}), "dtype": "float32"}
     if len(ingredients) > len(recipe.ingredients):
         document["base_model"] = folders[-1]
-    return _dump(document)
-
-
-def _document(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
-    """What all YAML of a recipe has: method, dtypes, and the ingredients with their weights.
-
-    `paths` are the ingredients' folders. The folder of a base model may follow; it has no weight and is left out.
-    """
-    pairs = zip(paths, recipe.weights, strict=False)
-    models: list[Json] = [
-        {"model": path, "parameters": {"weight": weight}} for path, weight in pairs
-    ]
-    document: dict[str, Json] = {"merge_method": recipe.method, "models": models}
-    if recipe.dtype in TORCH_NAMES:
-        document |= {"dtype": "float32", "out_dtype": recipe.dtype}
-    return document
-
-
-def _dump(document: JsonObject) -> str:
-    import yaml
-
-    return str(yaml.safe_dump(document, sort_keys=False))
+    return dump(document)
 
 
 def _carry(plan: MergekitPlan, stage: Path) -> None:
@@ -248,52 +228,12 @@ class MergekitLive(LoadableModel):
         self._module = module
 
     def load_soup(self, recipe: Recipe) -> None:
-        """Write the soup, then load that one checkpoint. Raises UserError as `MergekitMerge.write`."""
+        """Write the soup, then load that one checkpoint. Raises UserError as `MergekitMerge.write_soup`."""
         from souping.merge.live import LiveModule
 
         with tempfile.TemporaryDirectory(prefix="souping-") as folder:
-            out = self._merge.write(self._merge.plan(recipe, self._models), Path(folder) / "soup")
+            out = self._merge.write_soup(recipe, self._models, Path(folder) / "soup")
             soup = Checkpoint.open(out)
             models = Alignment({"soup": soup})
             live = LiveModule(models, self._module, nonfinite=self._merge.nonfinite)
             live.load_soup(lone_recipe("soup", soup.dtype))
-
-
-EXPORTED_METHODS = ("linear", "task_arithmetic", "slerp")
-"""Methods that can be exported."""
-
-
-def to_yaml(
-    recipe: Recipe, folders: Mapping[str, Path | str], base: Path | str | None = None
-) -> str:
-    """mergekit's YAML for a recipe; models are named by their folders.
-
-    Raises:
-        UserError: the method, vocabulary rule or per-pattern weights have no counterpart there.
-    """
-    if recipe.method not in EXPORTED_METHODS:
-        raise UserError(
-            f"merge.method={recipe.method} has no export to mergekit: only {', '.join(EXPORTED_METHODS)} have"
-        )
-    for setting, key in (("overrides", "tensor_weights"), ("vocab", "vocab")):
-        if setting in recipe.settings:
-            raise UserError(
-                f"merge.{key} has no counterpart in mergekit's YAML: export a recipe without it"
-            )
-    paths = [str(folders[name]) for name in recipe.ingredients]
-    document = _document(recipe, paths)
-    # mergekit takes the weights as they are, as souping does.
-    parameters: dict[str, Json] = {"normalize": False}
-    # mergekit's slerp has no weights: it goes the share t of the way from the base to the other model.
-    if recipe.method == "slerp":
-        models: list[Json] = [{"model": path} for path in paths]
-        document |= {"models": models, "base_model": paths[0]}
-        parameters = {"t": recipe.weights[1] / sum(recipe.weights)}
-    if recipe.method == "task_arithmetic":
-        if base is None:
-            raise UserError(
-                "merge.method=task_arithmetic needs the base model: set merge.base_model=FOLDER"
-            )
-        document["base_model"] = str(base)
-        parameters["lambda"] = float(recipe.settings.get("scale", 1.0))
-    return _dump(document | {"parameters": parameters})

@@ -35,7 +35,7 @@ REQUESTS = 16
 """Blocks that are fetched from a bucket at once."""
 GOLDEN_RATIO = 0.6180339887498949
 RELATED = 0.5
-"""Cosine from which on two models are related, by `benchmarks/families.py`."""
+"""Cosine from which on two models are related, by `benchmarks/cosines.py`."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ the run's: other models, so the numbers differ.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 from souping.analysis import Analysis, RunScores
 from souping.analysis.correlation import pearson
@@ -18,7 +17,7 @@ from souping.core.unit import Unit
 from souping.paper.findings import Finding, findings
 from souping.paper.published import PAPER_TABLES, leaderboard
 from souping.paper.readings import selections
-from souping.report.analyses import AnalysisResult
+from souping.report.analysis_results import AnalysisResult
 from souping.report.cells import Section, TableGrid, grid, nonempty, table
 from souping.report.content import Matrix, MaybeFloat
 from souping.report.format import clean, count, in_words
@@ -61,7 +60,7 @@ def _figure1(board: ScoreMatrix) -> Board:
 # How it is shown: what disagrees, then every table and figure, folded away.
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Board:
     """Correlations over the leaderboard."""
 
@@ -73,7 +72,7 @@ class Board:
     """correlation of every two categories"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Choice:
     """A selection beside the paper's."""
 
@@ -87,7 +86,7 @@ class Choice:
         return in_words(self.ingredients) or DASH, clean(self.beside) or DASH
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RuleChoice(Choice):
     """What some readings of the rule select."""
 
@@ -95,7 +94,7 @@ class RuleChoice(Choice):
     """readings"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ThresholdChoice(Choice):
     """What a range of thresholds selects."""
 
@@ -105,7 +104,7 @@ class ThresholdChoice(Choice):
     """and at most this"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PaperSelection:
     """Selections from a table of the paper."""
 
@@ -146,7 +145,7 @@ class PaperSelection:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PaperResult(AnalysisResult):
     """The paper's numbers beside ours."""
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from souping.answers.evaluation import batches_of, records_of, score_missing
+from souping.answers.store import IN_MEMORY, Store
 from souping.core.files import dated_path, nearby, write_atomically
 from souping.core.protocols import Evaluator, LoadedModel, evaluator_fingerprint
 from souping.core.reading import read
@@ -18,20 +20,18 @@ from souping.core.types import OWN_BENCHMARK, Item, Record, Split, UserError
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import first_items
 from souping.evaluate.scoring import user_scores
-from souping.pipeline.evaluation import batches_of, records_of, score_missing
-from souping.pipeline.samples import sample
-from souping.pipeline.settings import RunSettings
-from souping.pipeline.store import IN_MEMORY, Store
-from souping.plan.content import Plan, as_dict, total_range
 from souping.plan.page import time_section, work_section
+from souping.plan.plan_content import Plan, as_dict, total_range
 from souping.plan.planner import checked_plan, open_unhashed
 from souping.plan.speed import Speed
 from souping.report import format
 from souping.report.cells import Section, grid, nonempty
-from souping.report.files import as_json
 from souping.report.render import output_console, show_sheet
+from souping.report.run_files import as_json
 from souping.report.samples import Sample, show_sample
 from souping.report.tables import similarity
+from souping.runs.samples_file import sample
+from souping.runs.settings import RunSettings
 
 CHECKED_ITEMS = 5
 """Items of each category that a check answers."""

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from souping.analysis.front import CONFIRMED
 from souping.analysis.guards import Guard, plan_guards
+from souping.answers.evaluation import Evaluation
 from souping.core.types import (
     OWN_BENCHMARK,
     Candidate,
@@ -21,11 +22,10 @@ from souping.core.types import (
     UserError,
     frozen,
 )
-from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.state import Reported, Searched, Selected
-from souping.pipeline.steps import SEARCH, Candidates, Stage, Steps
-from souping.plan.content import Plan
+from souping.plan.plan_content import Plan
 from souping.plan.speed import IntRange, PlannedStage
+from souping.runs.state import Reported, Searched, Selected
+from souping.runs.steps import SEARCH, Candidates, Stage, Steps
 from souping.search.loop import SearchResult, trial_limit
 
 UNKNOWN_INGREDIENTS = ("?",)

@@ -6,12 +6,12 @@ from itertools import chain
 
 from souping.analysis.guards import planned
 from souping.core.text import DASH, human
-from souping.pipeline.verdict import power_in_words
-from souping.plan.content import Plan, Range, total_range
+from souping.plan.plan_content import Plan, Range, total_range
 from souping.plan.speed import HUB_SPEED, READ_SPEED, IntRange, PlannedStage
 from souping.report import format
 from souping.report.cells import Section, grid
 from souping.report.tables import similarity
+from souping.runs.verdict import power_in_words
 
 
 def plan_sections(plan: Plan) -> list[Section]:

@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from souping.analysis.correlation import few_models
+from souping.answers.counted_looks import CountedLooks
+from souping.answers.evaluation import Evaluation
+from souping.answers.store import IN_MEMORY, Store
 from souping.checkpoints import hub
 from souping.checkpoints.pool import ModelSize
 from souping.core.files import dated_path, error_text, nearby, write_atomically
@@ -24,38 +27,35 @@ from souping.core.types import (
     Missing,
     ScoreMatrix,
     UserError,
+    refuse_start,
 )
-from souping.evaluate.benchmark import EvaluatorBenchmark, Splits, first_items
+from souping.evaluate.benchmark import Splits
 from souping.merge.digests import StandIns
 from souping.merge.soup_files import CARD, planned_files
-from souping.pipeline import checks
-from souping.pipeline.card import soup_card
-from souping.pipeline.evaluation import Evaluation
-from souping.pipeline.execute import check_settings
-from souping.pipeline.looks.counted_looks import CountedLooks
-from souping.pipeline.machine import (
+from souping.plan.counting import CountedSteps, NotStoredError, PlannedPool, merged, not_stored
+from souping.plan.page import plan_sections
+from souping.plan.plan_content import Plan, as_dict
+from souping.plan.speed import PlannedStage, Speed, checked_speed, speed
+from souping.report.cells import Section
+from souping.report.recipe import RecipeSummary
+from souping.report.render import show_sheet
+from souping.report.run_files import as_json
+from souping.runs import checks
+from souping.runs.execute import check_settings
+from souping.runs.requirements import (
     Machine,
     machine_facts,
     missing_gpus,
     missing_packages,
     model_sizes,
-    refuse_start,
     requirements_of,
 )
-from souping.pipeline.models import RunPool
-from souping.pipeline.settings import RunSettings, items_of
-from souping.pipeline.state import ExtraBenchmark
-from souping.pipeline.steps import Candidates, extra_benchmarks
-from souping.pipeline.store import IN_MEMORY, Store
-from souping.pipeline.upload import planned_upload
-from souping.plan.content import Plan, as_dict
-from souping.plan.counting import CountedSteps, NotStoredError, PlannedPool, merged, not_stored
-from souping.plan.page import plan_sections
-from souping.plan.speed import PlannedStage, Speed, checked_speed, speed
-from souping.report.cells import Section
-from souping.report.files import as_json
-from souping.report.recipe import RecipeSummary
-from souping.report.render import show_sheet
+from souping.runs.settings import RunSettings
+from souping.runs.state import ExtraBenchmark
+from souping.runs.steps import Candidates, extra_benchmarks
+from souping.soups.card import soup_card
+from souping.soups.models import RunPool
+from souping.soups.upload import planned_upload
 
 
 def make(run: RunSettings) -> Plan:
@@ -187,8 +187,8 @@ class _Planner:
 
     def _splits(self) -> Splits | None:
         """Read the items and cut them; None if that fails. An evaluator's own items may be on another machine."""
-        with self._attempt(is_local=isinstance(self.run.benchmark, EvaluatorBenchmark)):
-            self.items = items_of(self.run.evaluator, self.run.benchmark).items()
+        with self._attempt(is_local=self.run.benchmark.from_evaluator):
+            self.items = self.run.with_items().benchmark.items()
         if not self.items:
             return None
         with self._attempt():
@@ -199,10 +199,7 @@ class _Planner:
 
     def _outline(self) -> Splits | None:
         """The splits of a benchmark that is known by its published sizes alone; about as large as the real ones."""
-        benchmark = self.run.benchmark
-        if not isinstance(benchmark, EvaluatorBenchmark):
-            return None
-        items = first_items(self.run.evaluator.prompts.outline(), benchmark.limit)
+        items = self.run.benchmark.outline(self.run.evaluator.prompts)
         return checks.cut_splits(self.run, items) if items else None
 
     def _open(self, work: Sequence[tuple[Evaluator, Sequence[Item]]]) -> None:
@@ -277,8 +274,7 @@ class _Planner:
     def _notes(self, plan: Plan, splits: Splits | None) -> list[str]:
         """What a reader of the report will have to know, as far as it is known."""
         notes = list[str]()
-        if self.run.pool.trajectory:
-            notes += self.run.pool.trajectory.sentences
+        notes += self.run.pool.sentences
         notes += checks.run_notes(self.run, self.opened, splits)
         models = self.pool.names
         if plan.scores is not None:
@@ -356,13 +352,12 @@ def open_unhashed(run: RunSettings, store: Store) -> RunPool:
         if folder:
             candidate = replace(candidate, path=folder, source=hub.cached_name(folder) or "")
         candidates.append(candidate)
-    trajectory = run.pool.trajectory
     return RunPool.fetch(
         candidates,
         run.merge,
         hashes=StandIns(store.hashes),
         stream=True,
-        further_models=trajectory.models if trajectory else (),
+        further_models=run.pool.further_models,
     )
 
 

@@ -13,7 +13,7 @@ from souping.core.files import OUTPUTS
 from souping.core.protocols import Evaluator
 from souping.core.reading import read
 from souping.core.types import Item, UserError, frozen
-from souping.pipeline.machine import Machine, on_gpu
+from souping.runs.requirements import Machine, on_gpu
 from souping.search.adaptive import MOST_SAMPLES
 
 # What is assumed where nothing was measured. Useful operations per second, on a GPU when decoding in batches.

@@ -7,15 +7,18 @@ file. The text below a field is its meaning in the reference.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field, replace
+from typing import Any, Self
 
 from souping.core.reading import NULL, rest, to_json
 from souping.core.system import Provenance
-from souping.core.types import Names
+from souping.core.types import Names, frozen
 from souping.core.unit import POINTS, Unit
 from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
+from souping.statistics.comparison import Comparison
+from souping.statistics.intervals import Interval
+from souping.statistics.levels import Level
 
 SCHEMA = 1
 """Version of the keys of report.json."""
@@ -27,7 +30,7 @@ Matrix = tuple[tuple[MaybeFloat, ...], ...]
 # ---------------------------------------------------------------- scores and differences
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ScoreInterval:
     """Mean score with its 95 % interval."""
 
@@ -44,8 +47,20 @@ class ScoreInterval:
     effective_n: MaybeFloat
     """number of independent items with the same information"""
 
+    @classmethod
+    def of(cls, interval: Interval, unit: Unit) -> Self:
+        mean, low, high = unit.raw_estimate(interval.estimate)
+        return cls(
+            mean=mean,
+            low=low,
+            high=high,
+            n=interval.n,
+            groups=interval.groups,
+            effective_n=interval.effective_n,
+        )
 
-@dataclass(frozen=True, kw_only=True)
+
+@frozen
 class ModelRow:
     """A model on the test split, in one of its roles."""
 
@@ -64,7 +79,7 @@ class ModelRow:
     """the same for the objective"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PairedDifference:
     """The soup minus another model, paired by item."""
 
@@ -91,18 +106,41 @@ class PairedDifference:
     discordant: MaybeFloat
     """share of items on which the two models differ"""
 
-    @property
-    def p_shown(self) -> MaybeFloat:
-        """The p-value that pages show."""
-        return self.p_value
+    @classmethod
+    def of(cls, comparison: Comparison, unit: Unit) -> Self:
+        """The p-value and the level of a test of a family. Fields that a kind of row adds are left empty."""
+        difference, low, high = unit.raw_estimate(comparison.estimate)
+        return cls(
+            a=comparison.a,
+            b=comparison.b,
+            difference=difference,
+            low=low,
+            high=high,
+            level=comparison.level.joint_confidence,
+            p_value=comparison.p_family,
+            test=comparison.test,
+            n=comparison.n,
+            groups=comparison.groups,
+            discordant=comparison.discordant,
+        )
+
+    def p_at(self, look: int | None) -> MaybeFloat:
+        """`p_value` corrected for the looks at the items, which a page shows."""
+        if self.p_value is None:
+            return None
+        return Level(look or 1).corrected(self.p_value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LookDifference(PairedDifference):
     """A difference whose p-value is corrected for the looks at its items."""
 
-    p_look: MaybeFloat
+    p_look: MaybeFloat = field(default=None, metadata=NULL)
     """corrected for the number of looks; this one is shown"""
+
+    @classmethod
+    def of(cls, comparison: Comparison, unit: Unit) -> Self:
+        return replace(super().of(comparison, unit), p_look=comparison.p_look)
 
     @property
     def p_shown(self) -> MaybeFloat:
@@ -110,41 +148,41 @@ class LookDifference(PairedDifference):
         return self.p_value if self.p_look is None else self.p_look
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RowDifference(LookDifference):
     """The soup minus the model of a row."""
 
-    kind: str
+    kind: str = ""
     """role of the other model"""
-    p_holm: MaybeFloat
+    p_holm: MaybeFloat = field(default=None, metadata=NULL)
     """corrected by Holm over the uniform soups and the router, `null` for single models"""
     tests: MaybeFloat = None
     """comparisons among which this one may have been picked at a later look"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class JudgedDifference(PairedDifference):
     """The soup minus an ingredient on an extra benchmark."""
 
-    p_holm: MaybeFloat
+    p_holm: MaybeFloat = field(default=None, metadata=NULL)
     """corrected by Holm over the ingredients"""
-    verdict: str
+    verdict: str = ""
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryDifference(PairedDifference):
     """A difference in one category. Its limits and p-value hold for all categories at once."""
 
-    category: str
+    category: str = ""
     """category"""
-    least: MaybeFloat
+    least: MaybeFloat = field(default=None, metadata=NULL)
     """smallest detectable difference"""
-    verdict: str
+    verdict: str = ""
     """`higher` (the soup is better), `lower` or `no difference shown`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CategoryLosses:
     """The soup against the best candidate, category by category."""
 
@@ -160,7 +198,7 @@ class CategoryLosses:
     """per category a comparison that holds for all categories at once, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class AnswerEnds:
     """How answers ended."""
 
@@ -172,7 +210,7 @@ class AnswerEnds:
     """share of answers missing"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ModelEnds(AnswerEnds):
     """How a model's answers ended."""
 
@@ -182,7 +220,7 @@ class ModelEnds(AnswerEnds):
     """{category: the same shares}"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ObjectiveVariance:
     """Variance of the objective if each item has several answers."""
 
@@ -196,7 +234,7 @@ class ObjectiveVariance:
     """share of items whose answers disagree"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class VerdictSummary:
     """The strongest claim that holds."""
 
@@ -216,7 +254,7 @@ class VerdictSummary:
     bounded as missing ones are, if any was cut"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class PowerSummary:
     """What the test split can show."""
 
@@ -235,7 +273,7 @@ class PowerSummary:
 # ---------------------------------------------------------------- choices
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BenchmarkLabel:
     """The benchmark of a run."""
 
@@ -245,7 +283,7 @@ class BenchmarkLabel:
     """what its items are not"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ObjectiveSummary:
     """What the search maximised."""
 
@@ -257,7 +295,7 @@ class ObjectiveSummary:
     """the soup's score on the search split, which is optimistic because it chose the weights"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CorrelationTable:
     """Correlation of every two categories over models, with 95 % limits."""
 
@@ -271,7 +309,7 @@ class CorrelationTable:
     """upper limits"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionSummary:
     """The selected candidates, and why."""
 
@@ -307,7 +345,7 @@ class SelectionSummary:
     """scores that the selector saw: {model: {category: fraction}}"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionFile(SelectionSummary):
     """selection.json"""
 
@@ -317,7 +355,7 @@ class SelectionFile(SelectionSummary):
     """unit of the scores"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SplitSizes:
     """Numbers of items."""
 
@@ -333,7 +371,7 @@ class SplitSizes:
     """items of the test split that earlier reports showed, left out because the others show more without them"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchSummary:
     """What the optimiser says of its search. One of the user's may say other things."""
 
@@ -350,7 +388,7 @@ class SearchSummary:
     others: Mapping[str, Any] = rest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrialRow:
     """A row of trials.csv."""
 
@@ -370,7 +408,7 @@ class TrialRow:
     """answers that were stored before"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SearchUse:
     """What the search used."""
 
@@ -389,7 +427,7 @@ class SearchUse:
     others: Mapping[str, Any] = rest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunCost:
     """What the run took."""
 
@@ -413,7 +451,7 @@ class RunCost:
 # ---------------------------------------------------------------- checks and alternatives
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Router:
     """An ingredient per category, chosen on the select split."""
 
@@ -427,7 +465,7 @@ class Router:
     """answers per request"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class UpperBound:
     """The best answer of all ingredients to each item."""
 
@@ -439,7 +477,7 @@ class UpperBound:
     """answers per request"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExpectedCheck:
     """A score that was expected of a candidate."""
 
@@ -463,7 +501,7 @@ class ExpectedCheck:
     """`as expected`, `too low` or `too high`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExpectedSummary:
     """Expected scores of the candidates beside the measured ones."""
 
@@ -479,7 +517,7 @@ class ExpectedSummary:
     """one per expected score"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ExtraResult:
     """The frozen soup and its ingredients on another benchmark."""
 
@@ -509,7 +547,7 @@ class ExtraResult:
     """number of the look at these items"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CorrelationPair:
     """Correlation of two categories."""
 
@@ -531,7 +569,7 @@ class CorrelationPair:
     """corrected for item noise"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class OtherChoice:
     """What the selector picks with another threshold, or without a model."""
 
@@ -547,7 +585,7 @@ class OtherChoice:
     """why nothing was selected"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SelectionStability:
     """Whether the selector would choose again."""
 
@@ -584,7 +622,7 @@ class SelectionStability:
 # ---------------------------------------------------------------- a training run
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class CheckpointRow:
     """A checkpoint of the training run."""
 
@@ -604,7 +642,7 @@ class CheckpointRow:
     """objective on the test split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class WindowRow:
     """An average of the last checkpoints, on the search split."""
 
@@ -626,7 +664,7 @@ class WindowRow:
     """minus the mean of the checkpoints, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NeighbourSpread:
     """Standard deviation of the objective between the last checkpoints."""
 
@@ -638,7 +676,7 @@ class NeighbourSpread:
     """on the test split"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FurtherRuns:
     """The soup's weights on further training runs."""
 
@@ -648,7 +686,7 @@ class FurtherRuns:
     """difference over two or more runs, as `comparisons`"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TrajectoryResult:
     """The chosen average of a training run beside its checkpoints."""
 
@@ -673,7 +711,7 @@ class TrajectoryResult:
 # ---------------------------------------------------------------- the report
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Report:
     """report.json, or as much of it as is known: the result of a step is None before the step."""
 

@@ -11,8 +11,8 @@ from souping.core.files import write_atomically
 from souping.core.reading import read, to_json
 from souping.core.types import Json, Names, frozen
 from souping.core.unit import Unit
-from souping.report.files import as_json, write_csv
 from souping.report.format import clean
+from souping.report.run_files import as_json, write_csv
 
 JOB = "job.json"
 OTHER_SCORES = re.compile(

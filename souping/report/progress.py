@@ -217,8 +217,7 @@ def _live() -> bool:
 
 def _bars() -> Bars:
     """A live display that has not been started: a name, a bar and a text per task."""
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import BarColumn, Progress as Bars, TextColumn
 
     name = TextColumn("{task.description}", markup=False)
     state = TextColumn("{task.fields[state]}", markup=False)

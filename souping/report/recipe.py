@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from souping.core.reading import read
 from souping.core.text import DASH
-from souping.core.types import Names, Recipe
+from souping.core.types import Names, Recipe, frozen
 from souping.report.cells import TableGrid, grid
 from souping.report.format import clean, four_digits
 
 REBUILD = "It writes the same bytes again, and stops if an ingredient's content differs."
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RecipeSummary:
     """Everything that decides the soup's bytes."""
 

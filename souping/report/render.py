@@ -1,4 +1,4 @@
-"""Sections as report.html (one file, readable in light, dark, print and on a phone), as Markdown, and on a terminal."""
+"""Sections as HTML (one file, readable in light, dark, print and on a phone), as Markdown, and on a terminal."""
 
 from __future__ import annotations
 
@@ -8,22 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from souping.core.system import Provenance
 from souping.core.text import safe
-from souping.report import tables
 from souping.report.cells import Section, TableCell, TableGrid, fenced, markdown_table
-from souping.report.content import Report, TrialRow
 from souping.report.format import clean, escape_html, escape_markdown
-from souping.report.plots import Drawing
-from souping.report.sections import (
-    figures,
-    headline,
-    kicker,
-    report_findings,
-    sections,
-    summary,
-    warnings,
-)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,31 +23,6 @@ PHONE_CHARS = 38
 """Characters of a table's line for which a phone has room. The cells of a longer one stand below their row's name."""
 LONGEST_WORD = 28
 """Characters of a word for which a column on a terminal has room."""
-FOOT = (
-    "Percentages are fractions of 1 in report.json; every key is in docs/reference-files.md."
-    '<span class="print">What is folded away on the screen is left out here: open it before printing.</span>'
-)
-
-
-def page(report: Report, trials: Sequence[TrialRow], drawings: Sequence[Drawing]) -> str:
-    """report.html. Every string of the user's is escaped; there is no script and no link to another file."""
-    pictures = {drawing.name: drawing for drawing in drawings}
-    title = f"souping: {kicker(report)}"
-    all_sections = sections(report, trials)
-    body = [_head(report), _figures(report), _warnings(report), _contents(all_sections)]
-    body += [section_html(section, pictures) for section in all_sections]
-    body.append(f"<footer>{FOOT}{_provenance(report.provenance)}</footer>")
-    return document(title, body)
-
-
-def _provenance(made_by: Provenance | None) -> str:
-    """Command, date, version and machine as an HTML paragraph for the footer."""
-    if made_by is None:
-        return ""
-    machine = [made_by.platform, f"{clean(made_by.cpus)} cores", *made_by.gpus]
-    words = [made_by.command, made_by.date, f"souping {made_by.version}", *machine]
-    line = " \N{MIDDLE DOT} ".join(filter(None, map(clean, words)))
-    return f"<p>{escape_html(line)}</p>"
 
 
 def document(title: str, body: Iterable[str]) -> str:
@@ -74,58 +36,19 @@ def document(title: str, body: Iterable[str]) -> str:
     )
 
 
-def _head(report: Report) -> str:
-    """HTML of the headline, with the run's name above and the summary below it."""
-    below = "".join(f"\n<p>{escape_html(line)}</p>" for line in summary(report))
-    return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>{below}'
-
-
-def _figures(report: Report) -> str:
-    """HTML of the few numbers at the top, a box each."""
-    boxes = []
-    for label, value, small in figures(report):
-        mark = " class=soup" if label == "soup" else ""
-        boxes.append(
-            f"<div{mark}><span>{escape_html(label)}</span><b>{escape_html(value)}</b>"
-            f"<small>{escape_html(small)}</small></div>"
-        )
-    if not boxes:
-        return ""
-    return f'<div class="figures">{"".join(boxes)}</div>'
-
-
-def _warnings(report: Report) -> str:
-    """HTML of the list of warnings; empty without warnings."""
-    lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in warnings(report))
-    if not lines:
-        return ""
-    return f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>'
-
-
-def _contents(sections: Sequence[Section]) -> str:
-    """HTML of a list of links to the sections; empty for a single section."""
-    if len(sections) < 2:
-        return ""
-    links = "".join(
-        f'<li><a href="#{section.anchor}">{escape_html(section.title)}</a></li>'
-        for section in sections
-    )
-    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
-
-
-def section_html(section: Section, pictures: Mapping[str, Drawing] = MappingProxyType({})) -> str:
-    """A section as HTML. `pictures` are {name: drawing}; a picture that is not among them is left out."""
+def section_html(section: Section, pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A section as HTML. `pictures` are {name: HTML of a figure}; a picture that is not among them is left out."""
     title = f'<h2 id="{section.anchor}">{escape_html(section.title)}</h2>'
     return "\n".join(["<section>", title, *_content(section, pictures), "</section>"])
 
 
-def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
+def _content(section: Section, pictures: Mapping[str, str]) -> list[str]:
     """Blocks of HTML for everything below a section's heading; what is folded away comes last."""
     blocks = [f"<p>{escape_html(line)}</p>" for line in section.lines]
     # The picture and the tables stand side by side if the page is wide enough.
     side_by_side = [*map(_html_table, section.grids)]
     if section.picture in pictures:
-        side_by_side.insert(0, _figure(pictures[section.picture]))
+        side_by_side.insert(0, pictures[section.picture])
     if side_by_side:
         blocks.append(f'<div class="row">{"".join(side_by_side)}</div>')
     if section.code:
@@ -136,15 +59,10 @@ def _content(section: Section, pictures: Mapping[str, Drawing]) -> list[str]:
     return blocks
 
 
-def _fold(section: Section, pictures: Mapping[str, Drawing]) -> str:
+def _fold(section: Section, pictures: Mapping[str, str]) -> str:
     """A section as HTML that shows its title until it is clicked."""
     inner = "\n".join(_content(section, pictures))
     return f"<details><summary>{escape_html(section.title)}</summary>\n{inner}</details>"
-
-
-def _figure(drawing: Drawing) -> str:
-    caption = f"<figcaption>{escape_html(drawing.caption)}</figcaption>" if drawing.caption else ""
-    return f'<figure><div class="scroll" tabindex="0">{drawing.svg()}</div>{caption}</figure>'
 
 
 def _heading(name: str, attribute: str) -> str:
@@ -206,33 +124,6 @@ def _html_cell(cell: TableCell, column: int, grid: TableGrid) -> str:
     return f'<td{_left(column, grid)} data-head="{escape_html(grid.header[column])}">{inner}</td>'
 
 
-def markdown(report: Report, trials: Sequence[TrialRow]) -> str:
-    """The report as GitHub-flavoured Markdown."""
-    blocks = [f"# {escape_markdown(headline(report))}", *map(escape_markdown, summary(report))]
-    if kicker(report):
-        blocks.append(escape_markdown(kicker(report)))
-    numbers = [_markdown_figure(*figure) for figure in figures(report)]
-    if numbers:
-        blocks.append("\n".join(numbers))
-    blocks += [f"> Warning: {escape_markdown(warning)}" for warning in warnings(report)]
-    all_sections = sections(report, trials)
-    if len(all_sections) > 1:
-        blocks.append(
-            "\n".join(f"- [{section.title}](#{section.anchor})" for section in all_sections)
-        )
-    for section in all_sections:
-        blocks += section_markdown(section)
-    return "\n\n".join(blocks) + "\n"
-
-
-def _markdown_figure(label: str, number: str, small: str) -> str:
-    """`- label: **number** (small print)`"""
-    line = f"- {escape_markdown(label)}: **{escape_markdown(number)}**"
-    if small:
-        line += f" ({escape_markdown(small)})"
-    return line
-
-
 def section_markdown(section: Section) -> list[str]:
     """Blocks of Markdown for a section."""
     return [f"## {escape_markdown(section.title)}", *_blocks(section)]
@@ -253,20 +144,6 @@ def _blocks(section: Section) -> list[str]:
             "</details>",
         ]
     return blocks
-
-
-def report_table(report: Report) -> Table:
-    """Models with scores and the soup's paired differences; before the test step, the selection. The verdict is
-    below."""
-    lines = [headline(report), *report_findings(report)]
-    return plain_table(
-        tables.summary_table(report) if report.rows else tables.experts(report), lines
-    )
-
-
-def also_table(report: Report) -> Table:
-    """The other benchmarks: every model's score, and below them what the soup lost."""
-    return plain_table(tables.overview_table(report), list(tables.sentences(report)))
 
 
 def plain_table(grid: TableGrid, caption: Sequence[str] = ()) -> Table:

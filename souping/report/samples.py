@@ -7,17 +7,15 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from souping.core.files import regular, unpacked_limit
 from souping.core.parsing import read_json
 from souping.core.text import first_line, human
-from souping.core.types import UserError
+from souping.core.types import JsonObject, UserError, frozen
 from souping.core.unit import Unit
 from souping.report.format import clean
-from souping.report.tables import JsonRow
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +27,7 @@ SHOWN_ANSWER_CHARS = 4000
 """Characters of an answer that are shown; of a longer one both ends."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SampleAnswers:
     """A model's answers to an item."""
 
@@ -49,7 +47,7 @@ class SampleAnswers:
         return "\n".join(f"{n}. {text}" for n, text in enumerate(answers, start=1))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Sample:
     """A line of a run's samples: an item with its answers."""
 
@@ -68,7 +66,7 @@ class Sample:
         return self.models[name].score
 
 
-def read_samples(path: Path) -> Iterator[JsonRow]:
+def read_samples(path: Path) -> Iterator[JsonObject]:
     """The lines of a run's samples.
 
     Raises:
@@ -90,7 +88,7 @@ def read_samples(path: Path) -> Iterator[JsonRow]:
         raise UserError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def _sample_row(line: str) -> JsonRow:
+def _sample_row(line: str) -> JsonObject:
     """The object of a line (ValueError: it is none, or holds half a character, which no run writes)."""
     row = read_json(line)
     if not isinstance(row, dict):

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from souping.core.types import SPLITS
 from souping.core.unit import Unit
-from souping.report import tables, trajectory
-from souping.report.analyses import analysis_sections
+from souping.report import checkpoint_sections, tables
+from souping.report.analysis_results import analysis_sections
 from souping.report.cells import Section, TableGrid, grid, nonempty, table
 from souping.report.content import (
     CategoryDifference,
@@ -56,7 +56,7 @@ FIGURES = {
 def headline(report: Report) -> str:
     """The verdict's sentence, or what can be said of a run that ended before the test split."""
     if report.verdict and clean(report.verdict.sentence):
-        versus_last = trajectory.versus_last(report) if _measured(report) else ""
+        versus_last = checkpoint_sections.versus_last(report) if _measured(report) else ""
         return f"{clean(report.verdict.sentence)} {versus_last}".strip()
     ingredients = report.selection.ingredients if report.selection else ()
     if report.recipe is None:
@@ -155,7 +155,7 @@ def sections(report: Report, trials: Sequence[TrialRow]) -> tuple[Section, ...]:
     return nonempty(
         (
             _verdict(report),
-            *trajectory.trajectory_sections(report),
+            *checkpoint_sections.of_checkpoints(report),
             _gains(report),
             _also(report),
             _landscape(report, trials),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from typing import Any
 
 from souping.core.text import DASH, confidence
-from souping.core.types import Json
+from souping.core.types import frozen
 from souping.core.unit import Unit
 from souping.core.weight_similarity import PoolSimilarity, Rounding
 from souping.report.cells import Section, TableCell, TableGrid, grid
@@ -41,10 +40,6 @@ from souping.report.format import (
     share,
     verdict_word,
 )
-from souping.statistics.levels import over_looks
-
-JsonRow = Mapping[str, Json]
-"""An object inside a report: a row, a comparison, a trial."""
 
 
 def categories(report: Report) -> list[str]:
@@ -65,7 +60,7 @@ UNIFORM = "uniform, "
 """How the names of uniform soups begin."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ShownModel:
     """A model of the report with all its roles."""
 
@@ -186,7 +181,7 @@ def comparisons(report: Report) -> TableGrid:
     """One line per other model: the soup's paired difference to it, with interval and p-values."""
     pairs = compared(report)
     interval = f"{confidence_of([pair for _, pair in pairs])} interval"
-    looks = (report.verdict.look if report.verdict else None) or 1
+    looks = look_of(report)
     p_heading = "p"
     if looks > 1:
         p_heading = f"p (look {count(looks)})"
@@ -261,7 +256,7 @@ def loss_table(report: Report, pairs: Sequence[CategoryDifference]) -> TableGrid
             count(pair.n),
             unit.score(pair.difference, sign=True),
             whiskers(unit, pair),
-            p_value(None if pair.p_value is None else over_looks(pair.p_value, look_of(report))),
+            p_value(pair.p_at(look_of(report))),
             unit.score(pair.least),
             verdict_word(pair.verdict),
         )

@@ -146,6 +146,9 @@ class Adaptive(LimitedOptimiser):
                 break
         return list(points)
 
+    def predicted_points(self, size: int) -> list[Weights]:
+        return self.points(size)
+
     @property
     def uses_singles(self) -> bool:
         return True

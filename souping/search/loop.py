@@ -94,7 +94,8 @@ def check_budget(optimiser: Optimiser, items: int) -> None:
 class RecipeEvaluator(Protocol):
     """Evaluator with a memory, which scores soups by their recipes and computes no answer twice.
 
-    Up to `slots` requests may be open; their scores come in any order.
+    Up to `slots` requests may be open; their scores come in any order. A run has one over its store, and with
+    `executor=files` another around that, which keeps the order of earlier requests.
     """
 
     full_batch: int

@@ -13,12 +13,12 @@ Shape legend: G groups, H strata, D draws.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import FloatArray, IntArray, frozen
 from souping.statistics.flips import INTERVAL_SALT, Pulls, distinct, variance_of_sums
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.nested import Reach
@@ -36,7 +36,7 @@ RESOLVED = 20
 GROUPS_PER_INFLUENCE = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BootstrapReach(Reach):
     """Limits by the quantiles of t*; a level is divided by a number of `tests`.
 

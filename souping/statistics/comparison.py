@@ -9,38 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from souping.core.types import FloatArray
-from souping.core.unit import Unit
+from souping.core.types import FloatArray, frozen
+from souping.core.unit import Estimate
 from souping.statistics.bootstrap_t import bootstrap_reach
 from souping.statistics.flips import SIGN_DRAWS, TEST, draws_for, flip_reach
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import ALPHA, FIRST_LOOK, Level
 from souping.statistics.nested import BanerjeeReach, NestedIntervals
-from souping.statistics.scores import ItemTable, Paired, ScoreTable
+from souping.statistics.score_table import ItemTable, Paired, ScoreTable
 
 GRADED_TEST = f"{TEST}, and bootstrap-t"
 EVERY = "better, or worse, in every category: the largest of the categories' p-values"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Comparison:
-    """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-value.
+    """a minus b on the objective (inner scores) with its interval at `level` and two-sided p-values.
 
-    The interval excludes 0 just where `p_value`, uncorrected, is below 1 - level.
+    The interval excludes 0 just where `p_alone` is below `level.alpha`, and so where `p_look` is below ALPHA.
     """
 
     a: str
     b: str
-    difference: float
-    low: float
-    high: float
-    level: float = 1 - ALPHA
-    p_value: float
+    estimate: Estimate[float]
+    level: Level = FIRST_LOOK
+    # Not corrected for other tests or earlier looks.
+    p_alone: float
     test: str
     # Number of items, and of groups of items.
     n: int
@@ -53,20 +51,39 @@ class Comparison:
     # Degrees of freedom of a difference of training runs.
     degrees: float = math.inf
     run_share: float = 1.0
-    # Comparisons among which this one may have been picked.
-    tests: float = 1.0
 
-    def among_tests(self, level: Level) -> Comparison:
-        """With the p-value and the level of the interval for all tests of a family at this level."""
-        p_value = level.over_tests(self.p_value)
-        return replace(self, level=1 - level.family, p_value=p_value, tests=level.tests)
+    @property
+    def difference(self) -> float:
+        return self.estimate.value
 
-    def raw(self, unit: Unit) -> dict[str, Any]:
-        """The fields of a report's `PairedDifference`, in the unit of its scores."""
-        table = asdict(self)
-        # Only power and corrections need these.
-        del table["step"], table["degrees"], table["run_share"], table["tests"]
-        return unit.raw_table(table)
+    @property
+    def low(self) -> float:
+        return self.estimate.low
+
+    @property
+    def high(self) -> float:
+        return self.estimate.high
+
+    @property
+    def least(self) -> float:
+        """The smallest difference that is beyond chance: the farther limit's distance, and of a difference that is
+        beyond chance that of the limit which shows it."""
+        difference, low, high = self.estimate
+        if low > 0:
+            return difference - low
+        if high < 0:
+            return high - difference
+        return max(difference - low, high - difference)
+
+    @property
+    def p_family(self) -> float:
+        """p-value corrected for the tests among which this one may have been picked."""
+        return self.level.over_tests(self.p_alone)
+
+    @property
+    def p_look(self) -> float:
+        """p-value corrected for these tests and for the looks at the items: a claim needs it below ALPHA."""
+        return self.level.corrected(self.p_alone)
 
 
 def contrast(
@@ -105,10 +122,8 @@ def contrast(
     score_b = scores.items.score(scores.mean(b))
     return replace(
         comparison,
-        difference=score_a - score_b,
-        low=all_categories.low,
-        high=all_categories.high,
-        p_value=all_categories.p_value,
+        estimate=Estimate(score_a - score_b, all_categories.low, all_categories.high),
+        p_alone=all_categories.p_alone,
         test=EVERY,
     )
 
@@ -157,12 +172,13 @@ def bounded(comparisons: Sequence[Comparison]) -> Comparison:
     are on one side of 0.
     """
     signs = {np.sign(comparison.difference) for comparison in comparisons}
-    p_value = max(comparison.p_value for comparison in comparisons)
+    p_value = max(comparison.p_alone for comparison in comparisons)
+    low = min(comparison.low for comparison in comparisons)
+    high = max(comparison.high for comparison in comparisons)
     return replace(
         comparisons[0],
-        low=min(comparison.low for comparison in comparisons),
-        high=max(comparison.high for comparison in comparisons),
-        p_value=p_value if len(signs) == 1 else 1.0,
+        estimate=Estimate(comparisons[0].difference, low, high),
+        p_alone=p_value if len(signs) == 1 else 1.0,
     )
 
 
@@ -171,11 +187,9 @@ def same_model(items: ItemTable, a: str, b: str, level: Level = FIRST_LOOK) -> C
     return Comparison(
         a=a,
         b=b,
-        difference=0.0,
-        low=0.0,
-        high=0.0,
-        level=1 - level.alpha,
-        p_value=1.0,
+        estimate=Estimate(0.0, 0.0, 0.0),
+        level=level,
+        p_alone=1.0,
         test="same model",
         n=len(items.groups),
         groups=items.layout.groups,
@@ -184,14 +198,15 @@ def same_model(items: ItemTable, a: str, b: str, level: Level = FIRST_LOOK) -> C
 
 
 def better_than_every(comparisons: Sequence[Comparison]) -> float:
-    """p-value of "a is better than every b": the largest of the two-sided p-values, 1 if any difference is not above 0.
+    """p-value of "a is better than every b": the largest of `p_look`, 1 if any difference is not above 0.
 
-    An intersection-union test needs no correction (Berger 1982): the claim is false if it is false for one b, and that
-    comparison alone rejects with at most its own error. As p-values are two-sided, a false claim has half the level.
+    An intersection-union test needs no further correction (Berger 1982): the claim is false if it is false for one b,
+    and that comparison alone rejects with at most its own error. As p-values are two-sided, a false claim has half the
+    level.
     """
     if not all(comparison.difference > ZERO_DIFFERENCE for comparison in comparisons):
         return 1.0
-    return max(comparison.p_value for comparison in comparisons)
+    return max(comparison.p_look for comparison in comparisons)
 
 
 # ---------------------------------------------------------------- interval and p-value
@@ -206,11 +221,9 @@ def comparison_of(
     return Comparison(
         a=a,
         b=b,
-        difference=paired.grouped.objective,
-        low=low,
-        high=high,
-        level=1 - level.alpha,
-        p_value=intervals.p_value() if tested else math.nan,
+        estimate=Estimate(paired.grouped.objective, low, high),
+        level=level,
+        p_alone=intervals.p_value() if tested else math.nan,
         test=test,
         n=len(paired.deltas),
         groups=paired.grouped.layout.groups,
@@ -260,7 +273,7 @@ def _over_runs(paired: Paired, variance: VarianceParts, level: Level) -> Compari
 # ---------------------------------------------------------------- variance
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class VarianceParts:
     """Variance of a difference, and what adds to it. None where the logs cannot tell."""
 

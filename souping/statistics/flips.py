@@ -18,12 +18,11 @@ Shape legend: G groups, R distinct rows, F columns of a row, H strata, D sign pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from souping.core.types import BoolArray, FloatArray, IntArray
+from souping.core.types import BoolArray, FloatArray, IntArray, frozen
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.nested import Reach
 
@@ -242,7 +241,7 @@ def _draw_by_byte(
 # ---------------------------------------------------------------- the inverted test
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Distances:
     """Distances of the patterns, farthest first, and for each the chance of this distance or a farther one."""
 
@@ -261,7 +260,7 @@ class Distances:
         return float(self.farthest[min(rank, len(self.farthest) - 1)])
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FlipReach(Reach):
     """Inverted sign-flip test, by the patterns' distances `down` and `up`; `p_value` is that of T = 0."""
 
@@ -316,7 +315,7 @@ def flip_reach(
     return FlipReach(down=down, up=up, p_value=p_value)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Pulls:
     """Groups as the test sees them: pulls in units of the largest, `unit`.
 
@@ -372,7 +371,7 @@ def _sorted_rows(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> list
     return values
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class SignFlips:
     """Sign patterns as what T and its variance are made of, in units of the pulls, around T.
 

@@ -8,12 +8,11 @@ Shape legend: I items, G groups, C categories, H strata, D draws, R distinct row
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from souping.core.types import BoolArray, FloatArray, IntArray
+from souping.core.types import BoolArray, FloatArray, IntArray, frozen
 
 # Groups without which a stratum cannot show its own variance.
 SMALLEST_STRATUM = 5
@@ -23,7 +22,7 @@ FLAT_VARIANCE = 1e-12
 ZERO_DIFFERENCE = 1e-9
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GroupLayout:
     """Group, category and stratum of each item: what all scores of the same items have in common.
 
@@ -110,7 +109,7 @@ class GroupLayout:
         return np.asarray((self.shares * self.ranges).sum(axis=1))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class GroupedScores:
     """Scores (or paired differences) summed over the items of each group.
 

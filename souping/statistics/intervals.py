@@ -9,23 +9,21 @@ Shape legend: I items, G groups, C categories, H strata.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-from souping.core.types import FloatArray
-from souping.core.unit import Unit
+from souping.core.types import FloatArray, frozen
+from souping.core.unit import Estimate
 from souping.statistics.bootstrap_t import BOOTSTRAP_DRAWS, NORMAL, bootstrap_reach
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.levels import Z95
-from souping.statistics.scores import ModelScores
+from souping.statistics.score_table import ModelScores
 
 # Tail on either side of a 95 % interval.
 INTERVAL_TAIL = 0.025
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Interval:
     """Mean with its 95 % interval, inner scores, from `n` items in `groups` groups.
 
@@ -33,16 +31,10 @@ class Interval:
     is its own group.
     """
 
-    mean: float
-    low: float
-    high: float
+    estimate: Estimate[float]
     n: int
     groups: int
     effective_n: float
-
-    def raw(self, unit: Unit) -> dict[str, Any]:
-        """The fields of a `ScoreInterval`."""
-        return unit.raw_table(asdict(self))
 
 
 # ---------------------------------------------------------------- one category
@@ -65,9 +57,7 @@ def rate(scores: ModelScores) -> Interval:
 def _interval(scores: ModelScores, mean: float, low: float, high: float) -> Interval:
     """A mean and its limits, with the numbers of items and groups that they are from."""
     return Interval(
-        mean=mean,
-        low=low,
-        high=high,
+        estimate=Estimate(mean, low, high),
         n=len(scores.values),
         groups=scores.items.layout.groups,
         effective_n=effective_size(scores),

@@ -12,25 +12,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from souping.core.types import FloatArray, IntArray
+from souping.core.types import FloatArray, IntArray, frozen
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
 from souping.statistics.comparison import Comparison, bounded, comparison_of
 from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for, studentised
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import Level, step_down
 from souping.statistics.nested import NestedIntervals, Reach
-from souping.statistics.scores import ItemTable, Paired, ScoreTable, without_rounding
+from souping.statistics.score_table import ItemTable, Paired, ScoreTable, without_rounding
 
 MAX_T = "max-T of studentised sign flips over groups"
 ColumnPair = tuple[int, int | None]
 """A column, and the column that is subtracted from it; None for a column alone."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class JointFlips:
     """Sums of the groups of all columns in the same sign patterns, the pattern seen first.
 
@@ -190,7 +189,7 @@ def picked_tests(
 # ---------------------------------------------------------------- limits that hold for all at once
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class MaxTReach(Reach):
     """Simultaneous limits: the size that the largest of all |t*| reaches with a chance of `level`.
 
@@ -234,44 +233,21 @@ def _intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
 # ---------------------------------------------------------------- categories
 
 
-@dataclass(frozen=True, kw_only=True)
-class CategoryComparison:
-    """Two models in one category."""
-
-    category: str
-    comparison: Comparison
-
-    @property
-    def least(self) -> float:
-        """The smallest difference that is beyond chance: the farther limit's distance, and of a difference that is
-        beyond chance that of the limit which shows it."""
-        difference = self.comparison.difference
-        down = difference - self.comparison.low
-        up = self.comparison.high - difference
-        if self.comparison.low > 0:
-            return down
-        if self.comparison.high < 0:
-            return up
-        return max(down, up)
-
-
 ModelPair = tuple[ScoreTable, str, str]
 """Scores of two models, and their names."""
 
 
-def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[CategoryComparison]:
-    """Every pair of models in every category, as one family at every corner of the missing answers."""
+def compare_in_categories(pairs: Sequence[ModelPair], level: Level) -> list[tuple[str, Comparison]]:
+    """(category, comparison) of every pair of models in every category, as one family at every corner of the missing
+    answers."""
     cells = []
     categories = []
     for scores, a, b in pairs:
         for number, name in enumerate(scores.items.names):
             cells.append((scores.alone(number), a, b))
             categories.append(name)
-    comparisons = []
-    for category, corners in zip(categories, compare_jointly(cells, level), strict=True):
-        comparison = bounded(corners).among_tests(level)
-        comparisons.append(CategoryComparison(category=category, comparison=comparison))
-    return comparisons
+    comparisons = map(bounded, compare_jointly(cells, level))
+    return list(zip(categories, comparisons, strict=True))
 
 
 def compare_jointly(cells: Sequence[ModelPair], level: Level) -> list[list[Comparison]]:

@@ -29,11 +29,6 @@ def penalty(looks: int) -> int:
     return looks * (looks + 1)
 
 
-def over_looks(p_value: float, looks: int) -> float:
-    """p-value corrected for the looks at these items so far, this one included."""
-    return min(1.0, p_value * penalty(looks))
-
-
 @dataclass(frozen=True)
 class Level:
     """Level of one of several `tests` at the `looks`-th look at the same items."""
@@ -51,6 +46,16 @@ class Level:
         """The part of this chance that is left for one test."""
         return self.family / self.tests
 
+    @property
+    def confidence(self) -> float:
+        """Confidence level of the interval of one test."""
+        return 1 - self.alpha
+
+    @property
+    def joint_confidence(self) -> float:
+        """Confidence level at which the intervals of all tests hold together."""
+        return 1 - self.family
+
     def among(self, tests: float) -> Level:
         """This level for one of `tests` comparisons, each of which already stands for `self.tests`."""
         return replace(self, tests=tests * self.tests)
@@ -60,8 +65,8 @@ class Level:
         return min(1.0, self.tests * p_value)
 
     def corrected(self, p_value: float) -> float:
-        """p-value corrected for the tests and the looks."""
-        return over_looks(self.over_tests(p_value), self.looks)
+        """p-value corrected for the tests, and for the looks at these items so far, this one included."""
+        return min(1.0, self.over_tests(p_value) * penalty(self.looks))
 
 
 FIRST_LOOK = Level()

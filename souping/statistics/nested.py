@@ -21,11 +21,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, frozen
 from souping.statistics.grouped import FLAT_VARIANCE, ZERO_DIFFERENCE, GroupedScores
 from souping.statistics.levels import ALPHA, Z95
 
@@ -47,7 +46,7 @@ class Reach(ABC):
         """Distance up to the upper limit."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BanerjeeReach(Reach):
     """sqrt(z^2 items + t^2 runs), for the variances over items and over a few runs (Banerjee 1961).
 
@@ -70,7 +69,7 @@ class BanerjeeReach(Reach):
         return self.below(level)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Unseen:
     """How far T may lie beyond the groups that pull it to one side, and a reach with that.
 
@@ -139,7 +138,7 @@ class Unseen:
         return np.divide(beyond - normal, beyond, out=share, where=beyond > normal)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NestedIntervals:
     """I_a for every level a, within -bound..bound. If there is no reach, no group differs and T is 0."""
 

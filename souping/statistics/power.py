@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from souping.core.protocols import Objective
-from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
+from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, frozen
 from souping.core.unit import MARGIN
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, VarianceParts, split_variance
 from souping.statistics.levels import ALPHA
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 POWER = 0.8
 # Degrees of freedom beyond which Student's t is the normal distribution.
@@ -53,14 +52,17 @@ def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
 
 
 def detectable(comparison: Comparison) -> float:
-    """True difference that has 80 % power, and the margin that has it if the models are equal, by the width of the
-    interval (not by the difference that was seen).
+    """True difference that has 80 % power, and the margin that has it if the models are equal, by the farther limit of
+    the interval (not by the difference that was seen): what unseen items could add may widen one side alone.
 
     Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
     """
-    half_width = (comparison.high - comparison.low) / 2
-    quantile, needed = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
-    return needed * half_width / quantile + comparison.step
+    below = comparison.difference - comparison.low
+    above = comparison.high - comparison.difference
+    quantile, needed = errors_for_power(
+        comparison.level.confidence, comparison.degrees, comparison.run_share
+    )
+    return needed * max(below, above) / quantile + comparison.step
 
 
 def errors_for_power(level: float, degrees: float, run_share: float = 1.0) -> tuple[float, float]:
@@ -92,19 +94,17 @@ def errors_for_power(level: float, degrees: float, run_share: float = 1.0) -> tu
     return math.sqrt(z**2 * (1 - run_share) + t**2 * run_share), high
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RunPower:
     """The true difference that has 80 % power here, with one more run of each model, or on more items."""
 
     comparison: Comparison
     scores: ScoreTable
-    a: str
-    b: str
 
     @cached_property
     def _parts(self) -> VarianceParts:
         """Variance of the difference on the items that all runs answered."""
-        return split_variance(self.scores.scored, self.a, self.b)
+        return split_variance(self.scores.scored, self.comparison.a, self.comparison.b)
 
     @cached_property
     def _detectable_now(self) -> float:
@@ -114,13 +114,16 @@ class RunPower:
     def _errors_now(self) -> float:
         """Standard errors of a difference that has 80 % power here."""
         comparison = self.comparison
-        _, errors = errors_for_power(comparison.level, comparison.degrees, comparison.run_share)
+        _, errors = errors_for_power(
+            comparison.level.confidence, comparison.degrees, comparison.run_share
+        )
         return errors
 
     @cached_property
     def _runs(self) -> tuple[int, int]:
         """Numbers of runs of the two models."""
-        return len(self.scores.counted(self.a)), len(self.scores.counted(self.b))
+        a = self.scores.counted(self.comparison.a)
+        return len(a), len(self.scores.counted(self.comparison.b))
 
     def detectable(self, more_runs: int = 0, times_items: float = 1.0) -> float:
         """The difference that has 80 % power with `more_runs` of each model, on `times_items` times the items.
@@ -139,7 +142,7 @@ class RunPower:
         over_runs *= self._per_run(more_runs) / self._per_run(0)
         total = over_items + over_runs
         degrees = self.comparison.degrees + more_runs * len(self._runs)
-        _, errors = errors_for_power(self.comparison.level, degrees, over_runs / total)
+        _, errors = errors_for_power(self.comparison.level.confidence, degrees, over_runs / total)
         return now * errors / self._errors_now * math.sqrt(total / parts.total)
 
     def _per_run(self, more_runs: int) -> float:
@@ -167,7 +170,7 @@ class RunPower:
 # ---------------------------------------------------------------- a report that is planned
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Power:
     """True `gain` over the best candidate (of inner scores) that is called better than every candidate in 80 % of runs
     on `items` test items, and the items `needed` for a gain of `margin`."""

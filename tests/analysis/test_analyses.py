@@ -18,12 +18,12 @@ from souping.analysis.shapley import Shapley, ShapleyResult
 from souping.analysis.surface import ResponseSurface
 from souping.analysis.wins import CategoryWins, ItemWins
 from souping.core.reading import read, to_json
-from souping.core.types import FloatArray, Item, Recipe, Record
+from souping.core.types import FloatArray, Item, Json, Recipe, Record
 from souping.core.unit import POINTS
-from souping.pipeline.analyses import analysis_results
-from souping.report.analyses import drawings, read_content
-from souping.report.files import as_json
-from souping.report.render import markdown, page
+from souping.report.analysis_results import drawings, read_content
+from souping.report.report_page import markdown, page
+from souping.report.run_files import as_json
+from souping.runs.analyses import analysis_results, default_analyses
 from tests.conftest import ROOT
 from tests.support.analyses import NAMES, recipe_of, result_json, run_of, skills, voting
 from tests.support.choices import differing, each
@@ -66,6 +66,7 @@ def test_analyses_that_cost_nothing_are_made_by_default() -> None:
         if "- analysis:" in text
     ]
     assert set(line.split("[")[1].rstrip("]").split(", ")) == FREE
+    assert default_analyses().keys() == FREE
     soups = run_of().soups
     costly = {name for name, rows in ROWS.items() for row in rows if row.asks(soups)}
     assert ROWS.keys() - costly == FREE
@@ -73,7 +74,7 @@ def test_analyses_that_cost_nothing_are_made_by_default() -> None:
 
 def test_names_of_categories_are_cut_beyond_24_characters_beside_a_heatmap() -> None:
     names = ["a" * 24, "b" * 13 + "c" * 12]
-    half = {"matrix": [[1.0, 0.5], [0.5, 1.0]], "models": 4, "mean": 0.5}
+    half: Json = {"matrix": [[1.0, 0.5], [0.5, 1.0]], "models": 4, "mean": 0.5}
     result = read(ConsistencyResult, {"categories": names, "before": half, "after": half})
     (drawing,) = result.drawings(POINTS)
     labels = [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()]

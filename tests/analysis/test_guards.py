@@ -13,17 +13,21 @@ from souping.analysis.guards import (
     LONGER,
     NEARER,
     SMALLEST,
+    Admission,
     Guard,
+    GuardCheck,
     GuardsResult,
     guard_tests,
     guarded_difference,
     plan_guards,
+    planned,
     read_guards,
     resolve,
     warnings_of,
 )
 from souping.core.types import Item, ItemScores, UserError
-from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.core.unit import BITS_PER_BYTE, POINTS, Estimate
+from souping.statistics.comparison import Comparison
 
 CATEGORIES = ("safe", "live_a", "live_b")
 GROUPS = {"live": ("live_a", "live_b")}
@@ -69,7 +73,7 @@ def test_names_stand_for_categories_groups_benchmarks_and_lengths(
         (math.inf, "guard=inf"), (math.nan, "guard=nan"),
     ],
 )  # fmt: skip
-def test_what_is_refused(guard: Any, words: str) -> None:
+def test_a_guard_with_a_wrong_name_or_amount_is_refused(guard: Any, words: str) -> None:
     with pytest.raises(UserError) as refused:
         resolve(read_guards(guard), CATEGORIES, GROUPS, UNITS)
     assert words in str(refused.value)
@@ -117,7 +121,8 @@ def test_a_rise_of_the_loss_breaks_a_guard_in_bits_per_byte() -> None:
         made = guard.result(
             guarded_difference(guard, scores(BITS_PER_BYTE.inner(losses + rise)), reference)
         )
-        assert (made.outcome, made.margin) == (outcome, pytest.approx(0.01))
+        assert made.outcome == outcome
+        assert made.margin == pytest.approx(0.01)
         assert made.difference == pytest.approx(rise, abs=1e-9)
     page = GuardsResult(sentence="none", checks=(made,)).section(POINTS)
     assert [cell.text for cell in page.grids[0].rows[0]][1] == "0.01 bits per byte"
@@ -136,6 +141,7 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
     (again,) = guard_tests(guards[:1], [(soup, reference)], 2)
     assert (wide.outcome, narrow.outcome) == ("held", "undecided")
     assert wide.level == pytest.approx(1 - 0.05 / 3)
+    assert near.level is not None
     assert near.level > 0.95
     assert again.level == pytest.approx(1 - 0.05 / 6)
 
@@ -168,7 +174,7 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
 def test_a_guard_holds_only_if_it_does_for_the_missing_answers_too() -> None:
     """The soup lost 5.4 points, but 10 % of the reference's answers are missing: as counted, it gained 2.8."""
     right = np.arange(1000) < 700
-    missing = ((np.arange(1000) >= 618) & (np.arange(1000) < 718)) * 1.0
+    missing = ((np.arange(1000) >= 618) & (np.arange(1000) < 718)).astype(float)
     soup = scores(right & (np.arange(1000) >= 54))
     counted = scores(right & (missing == 0))
     reference = replace(counted, unanswered=missing)
@@ -182,3 +188,242 @@ def test_a_guard_holds_only_if_it_does_for_the_missing_answers_too() -> None:
     worst = guard_tests([guard], [(soup, all_right)])[0]
     assert worst.difference == pytest.approx(-0.072)
     assert check_of_all.low == worst.low
+
+
+def of_limits(low: float, high: float) -> Comparison:
+    """A comparison of which these limits matter."""
+    guard = Guard(name="safe", margin=0.03)
+    plain = guarded_difference(guard, scores([1, 0, 1, 0]), scores([1, 1, 0, 0]))
+    return replace(plain, estimate=Estimate((low + high) / 2, low, high))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (-0.029, 0.1, "held"), (-0.03, 0.1, "undecided"), (-0.05, -0.03, "undecided"), (-0.05, -0.031, "broken"),
+        (-0.05, 0.1, "undecided"), (0.04, 0.1, "held"),
+    ],
+)  # fmt: skip
+def test_a_guard_is_held_or_broken_if_its_limits_are_on_one_side_of_the_margin(
+    low: float, high: float, outcome: str
+) -> None:
+    guard = Guard(name="safe", margin=0.03)
+    comparison = of_limits(low, high)
+    assert guard.outcome(comparison) == outcome
+    assert guard.admits(comparison) == (outcome == "held")
+    check = guard.result(comparison)
+    assert (check.low, check.high, check.margin) == pytest.approx((low, high, 0.03))
+    assert (check.items, check.groups) == (4, 4)
+    assert check.level == comparison.level.confidence
+
+
+@pytest.mark.parametrize(
+    ("guard", "losses"),
+    [
+        (3, {"": 3.0}), ("2.5", {"": 2.5}), ({"tokens": "+10%"}, {"tokens": 10.0}), ({"safe": " 1 "}, {"safe": 1.0}),
+        (SMALLEST, {"": SMALLEST}), ({"tokens": "5%", "safe": 2}, {"tokens": 5.0, "safe": 2.0}),
+    ],
+)  # fmt: skip
+def test_losses_are_numbers_and_percentages_for_lengths(guard: Any, losses: Any) -> None:
+    assert read_guards(guard) == losses
+
+
+def test_margins_are_fractions_of_the_scale_and_below_all_of_it() -> None:
+    (just,) = resolve({"safe": 99.9}, CATEGORIES, GROUPS, UNITS)
+    assert just.margin == pytest.approx(0.999)
+    (length,) = resolve({"tokens": 250.0}, CATEGORIES, GROUPS, UNITS)
+    assert length.margin == pytest.approx(2.5)
+    assert (length.allowed, just.allowed) == ("250 %", "99.9 points")
+    (loss,) = resolve({"": 150.0}, ["safe"], {}, {"": BITS_PER_BYTE})
+    assert loss.allowed == "150 bits per byte"
+
+
+def test_lengths_count_as_growth_of_the_mean_with_the_variance_of_the_bound() -> None:
+    """((1 + m) x reference - soup) / mean reference - m: its mean, and its standard error by numpy."""
+    rng = np.random.default_rng(7)
+    reference = rng.integers(50, 150, 60).astype(float)
+    soup = reference * rng.uniform(0.8, 1.3, 60)
+    guard = Guard(name="tokens", margin=0.1, lengths=True, unit=LONGER)
+    zeros = np.zeros(60)
+    found = guarded_difference(guard, scores(zeros, soup), scores(zeros, reference))
+    values = (1.1 * reference - soup) / reference.mean() - 0.1
+    assert found.difference == pytest.approx(values.mean())
+    plain = guarded_difference(
+        Guard(name="x", margin=0.1, unit=BITS_PER_BYTE), scores(values), scores(zeros)
+    )
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+
+
+def test_a_guard_reads_its_own_items_at_its_own_level() -> None:
+    rng = np.random.default_rng(11)
+    reference = scores((rng.random(120) < 0.6).astype(float))
+    soup = scores((rng.random(120) < 0.6).astype(float))
+    items = tuple(replace(item, category="xy"[n % 2]) for n, item in enumerate(reference.items))
+    own = Guard(name="x", margin=0.1, categories=("x",))
+    whole = Guard(name="x", margin=0.1)
+    some = guarded_difference(own, replace(soup, items=items), replace(reference, items=items))
+    half = np.arange(120) % 2 == 0
+    alone = guarded_difference(whole, scores(soup.values[half]), scores(reference.values[half]))
+    assert some.n == 60
+    assert some.difference == pytest.approx(alone.difference)
+    assert (some.low, some.high) == pytest.approx((alone.low, alone.high))
+    # Admission is one-sided at 5 %: the limits of a two-sided 90 % interval.
+    assert some.level.confidence == pytest.approx(0.9)
+    # Limits that are read after a look count for as many, and for those that the soup was chosen among.
+    pairs = [(soup, reference)] * 2
+    for check in guard_tests([whole] * 2, pairs, looks=2, picked=1.5, limits=2):
+        assert check.level == pytest.approx(1 - 0.05 / 6 / 3)
+    for check in guard_tests([Guard(name="x", margin=1e-6)], pairs[:1], picked=2.0):
+        assert check.level == pytest.approx(1 - 0.05 / 2)
+
+
+def test_a_search_knows_the_guards_on_the_runs_own_items() -> None:
+    guards = (Guard(name="safe", margin=0.1), Guard(name="mgsm", margin=0.1, benchmark="mgsm"))
+    admission = Admission(guards=guards, against="base", reference=scores([1, 0]))
+    assert admission.own_guards == guards[:1]
+    bounds = admission.bounds
+    assert (bounds.bounds, bounds.against) == (guards[:1], "base")
+    assert bounds.reference is admission.reference
+
+
+def needed(variance: float, margin: float) -> int:
+    return round(variance * ((1.6448536 + 0.8416212) / margin) ** 2)
+
+
+def test_a_plan_takes_the_variance_of_known_answers_by_groups() -> None:
+    """Mean variance of the difference of two candidates, from sums over groups of deviations, by numpy."""
+    rng = np.random.default_rng(12)
+    values = (rng.random((3, 40)) < [[0.5], [0.6], [0.8]]).astype(float)
+    known = {str(n): scores(row, group=2) for n, row in enumerate(values)}
+    guard = Guard(name="safe", margin=0.05, categories=("safe",))
+    splits: Any = {"search": {"": known["0"].items}, "test": {"": known["0"].items[:10]}}
+    sums = (values - values.mean(axis=1, keepdims=True)).reshape(3, 20, 2).sum(axis=2)
+    pairs = [np.square(sums[a] - sums[b]).sum() / 40 for a, b in ((0, 1), (0, 2), (1, 2))]
+    search, test = plan_guards([guard], splits, known)
+    variance = 0.7 * float(np.mean(pairs))
+    assert search["needed"] == needed(variance, 0.05)
+    at = 0.05 / math.sqrt(variance / 40) - 1.6448536
+    assert search["share"] == pytest.approx(0.5 * (1 + math.erf(at / math.sqrt(2))))
+    at = 0.05 / math.sqrt(variance / 10) - 1.9599640
+    assert test["share"] == pytest.approx(0.5 * (1 + math.erf(at / math.sqrt(2))))
+    assert (search["items"], test["items"]) == (40, 10)
+    assert (search["level"], test["level"]) == (0.05, 0.025)
+    assert (search["name"], search["allowed"], search["split"]) == ("safe", "5 points", "search")
+
+
+def test_a_plan_takes_lengths_as_multiples_of_their_mean_and_in_full() -> None:
+    rng = np.random.default_rng(13)
+    lengths = rng.integers(10, 90, (2, 30)).astype(float)
+    known = {str(n): scores(np.zeros(30), row) for n, row in enumerate(lengths)}
+    guard = Guard(name="tokens", margin=0.2, lengths=True, unit=LONGER)
+    (row,) = plan_guards([guard], {"search": {"": known["0"].items}}, known)
+    shares = lengths / lengths.mean(axis=1, keepdims=True)
+    difference = (shares[0] - 1) - (shares[1] - 1)
+    assert row["needed"] == needed(np.square(difference).mean(), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("guard", "known"),
+    [
+        (Guard(name="mgsm", margin=0.03, benchmark="mgsm"), {"a": scores([1, 0])}),
+        (Guard(name="safe", margin=0.03), {}),
+        (Guard(name="x", margin=0.03, categories=("x",)), {"a": scores([1, 0])}),
+        (Guard(name="safe", margin=0.03), {"a": scores([1, 0]), "b": scores([1, 0])}),
+    ],
+)
+def test_a_plan_without_known_differences_assumes_10_percent(guard: Guard, known: Any) -> None:
+    items = scores(np.zeros(10)).items
+    splits: Any = {"search": {"": items, "mgsm": items}}
+    (row,) = plan_guards([guard], splits, known)
+    assert row["needed"] in (None, needed(0.1, 0.03))
+    assert (row["needed"] is None) == (row["items"] == 0)
+    unknown = replace(guard, lengths=True, unit=LONGER, categories=())
+    if not known or guard.benchmark:
+        (length,) = plan_guards([unknown], splits, known)
+        assert (length["share"], length["needed"]) == (None, None)
+
+
+def row_of(**fields: Any) -> dict[str, Any]:
+    plain = {
+        "name": "safe",
+        "allowed": "3 points",
+        "split": "search",
+        "items": 1200,
+        "share": 0.4,
+        "needed": 6183,
+    }
+    return plain | fields  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        ({}, True), ({"share": 0.5}, False), ({"share": 0.49}, True), ({"share": None}, False),
+        ({"split": "test"}, False), ({"share": 0.9}, False),
+    ],
+)  # fmt: skip
+def test_a_search_is_warned_of_where_fewer_than_half_of_equal_soups_pass(
+    fields: Any, warned: bool
+) -> None:
+    warnings = warnings_of([row_of(**fields), row_of(share=1.0)])
+    assert len(warnings) == warned
+    if warned and not fields:
+        (warning,) = warnings
+        assert all(words in warning for words in ("guard safe", "1,200", "40 %", "6,183"))
+
+
+def test_a_warning_of_a_later_guard_comes_too() -> None:
+    rows = [row_of(split="test"), row_of(share=0.9), row_of(name="late")]
+    assert ["late" in warning for warning in warnings_of(rows)] == [True]
+
+
+def test_a_plan_shows_its_guards() -> None:
+    assert planned([]) is None
+    section = planned([row_of(), row_of(split="test", share=None, needed=None)])
+    assert section is not None
+    assert "below 5 %" in section.lines[0]
+    assert "at 2.5 %" in section.lines[0]
+    assert "10 % of the items" in section.lines[0]
+    assert len(section.lines) == 2
+    (table,) = section.grids
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert rows[0] == ["safe", "3 points", "search", "1,200", "40 %", "6,183"]
+    assert rows[1][4:] == ["\u2013", "\u2013"]
+    assert table.left == {0, 1, 2}
+
+
+def test_a_report_shows_its_guards_and_stresses_the_broken_ones() -> None:
+    def check(name: str, outcome: str, **fields: Any) -> GuardCheck:
+        plain = {
+            "margin": 0.03,
+            "difference": -0.05,
+            "low": -0.08,
+            "high": 0.01,
+            "level": 0.95,
+            "items": 1200,
+        }
+        return GuardCheck(name=name, outcome=outcome, groups=9, **(plain | fields))  # fmt: skip
+
+    longer = check("tokens", "held", unit=LONGER, margin=0.1, difference=0.02, low=-0.01, high=0.05)
+    checks = (
+        check("safe", "held"),
+        check("y", "broken"),
+        check("z", "no answers", margin=None),
+        longer,
+    )
+    result = GuardsResult(against="base", sentence="the guards changed nothing", checks=checks)
+    section = result.section(POINTS)
+    assert section.lines[0] == "Compared with base, the guards changed nothing."
+    assert "one-sided 2.5 %" in section.lines[1]
+    (table,) = section.grids
+    rows = [[cell.text for cell in row] for row in table.rows]
+    assert rows[0] == ["safe", "3 points", "\u22125.0 [\u22128.0, +1.0] points", "1,200", "held"]
+    assert rows[2][1] == "\u2013"
+    assert rows[3][:3] == ["tokens", "10 %", "+2.0 [\u22121.0, +5.0] %"]
+    assert table.strong == {1}
+    assert table.left == {0, 1, 4}
+    assert "base" in table.header[2]
+    bare = GuardsResult(against="base", sentence="no guard could be tested", checks=()).section(
+        POINTS
+    )
+    assert (len(bare.lines), bare.grids) == (1, ())

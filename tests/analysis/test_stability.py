@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from souping.analysis.stability import THRESHOLDS, stability
 from souping.core.protocols import Selector
 from souping.core.reading import read, to_json
 from souping.core.scores import Mean, read_table
-from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection
+from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, Selection, UserError
 from souping.report.content import SelectionStability
 from souping.selection import SoCE
 from tests.conftest import ROOT
@@ -51,10 +53,14 @@ def test_clear_experts_are_picked_in_every_draw() -> None:
     )
     assert drawn.method == "bootstrap over items"
     assert (drawn.draws, drawn.not_estimable) == (100, 0)
+    assert drawn.experts is not None
+    assert drawn.low_correlation is not None
+    assert drawn.ingredients is not None
+    assert drawn.sizes is not None
     assert drawn.experts["c0"] == {"m0": drawn.low_correlation["c0"]}
     assert drawn.ingredients["m0"] == 1.0
     assert drawn.ingredients["m3"] == 0.0
-    assert sum(drawn.sizes.values()) == pytest.approx(1)
+    assert sum(share or 0.0 for share in drawn.sizes.values()) == pytest.approx(1)
 
 
 def test_stability_is_json_and_repeatable() -> None:
@@ -130,7 +136,7 @@ def test_the_8b_table_stands_on_a_knife_edge() -> None:
     assert drawn.reliability is None
     assert "not estimable" in drawn.notes[0]
     assert [row.left_out for row in drawn.jackknife] == list(read_table(TABLE_8B).models)
-    assert all(row.left_out not in row.ingredients for row in drawn.jackknife)
+    assert all(row.left_out not in (row.ingredients or ()) for row in drawn.jackknife)
 
 
 class Particular(Selector):
@@ -143,6 +149,7 @@ class Particular(Selector):
 
 def test_a_selector_that_fails_on_other_scores_is_counted_and_ends_nothing() -> None:
     drawn = stability(matrix(PLAIN), Particular(), draws=5)
+    assert drawn.ingredients is not None
     assert drawn.ingredients["m0"] == 1.0
     assert drawn.jackknife[0].error == "ValueError: tuple.index(x): x not in tuple"
     wrong = stability(matrix(PLAIN[:, [1, 0, 2]]), Particular(), draws=5)
@@ -150,3 +157,154 @@ def test_a_selector_that_fails_on_other_scores_is_counted_and_ends_nothing() -> 
     ((reason, times),) = wrong.reasons.items()
     assert reason.endswith("chose 'nobody', which is not a candidate")
     assert times == 5
+
+
+def test_shares_are_those_of_the_draws_that_gave_a_selection() -> None:
+    """The selector run by hand on each of the 60 draws, whose seed is written down."""
+    scores = matrix(DOUBTFUL, each=12)
+    drawn = stability(scores, SOCE, draws=60, seed=3)
+    tables = GroupSums.of(scores).draws(60, np.random.default_rng([0x57AB, 3]))
+    ingredients = Counter[str]()
+    low = Counter[str]()
+    sizes = Counter[str]()
+    experts = {name: Counter[str]() for name in scores.categories}
+    failed = 0
+    for means in tables:
+        try:
+            chosen = SOCE.select(replace(scores, values=means, items=None))
+        except UserError:
+            failed += 1
+            continue
+        ingredients.update(chosen.ingredients)
+        low.update(chosen.low_correlation)
+        sizes[str(len(chosen.ingredients))] += 1
+        for category, model in chosen.experts.items():
+            experts[category][model] += 1
+    total = 60 - failed
+    assert (drawn.draws, drawn.not_estimable) == (60, failed)
+    assert sum(count or 0 for count in drawn.reasons.values()) == failed
+    assert drawn.ingredients == {name: ingredients[name] / total for name in scores.candidates}
+    assert drawn.low_correlation == {name: low[name] / total for name in scores.categories}
+    assert drawn.sizes == {name: sizes[name] / total for name in sorted(sizes)}
+    assert drawn.experts == {
+        category: {name: count / total for name, count in sorted(counts.items())}
+        for category, counts in experts.items()
+        if counts
+    }
+    pairs = {(pair.a, pair.b): pair for pair in drawn.correlations}
+    rhos = np.array([pearson(means).rho for means in tables if (np.ptp(means, axis=0) > 0).all()])
+    whole = pearson(scores.values)
+    freed = disattenuated(GroupSums.of(scores))
+    assert list(pairs) == [("c0", "c1"), ("c0", "c2"), ("c1", "c2")]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        pair = pairs[f"c{a}", f"c{b}"]
+        limits = np.quantile(rhos[:, a, b], (0.025, 0.975))
+        assert (pair.bootstrap_low, pair.bootstrap_high) == pytest.approx(tuple(limits))
+        assert (pair.rho, pair.low, pair.high) == pytest.approx(
+            (whole.rho[a, b], whole.low[a, b], whole.high[a, b])
+        )
+        if np.isfinite(freed[a, b]):
+            assert pair.disattenuated == pytest.approx(freed[a, b])
+    assert drawn.reliability == pytest.approx(
+        dict(zip(scores.categories, reliability(GroupSums.of(scores)), strict=True))
+    )
+
+
+def test_five_hundred_draws_are_the_default() -> None:
+    assert stability(matrix(PLAIN, each=4), Particular()).draws == 500
+
+
+def test_a_correlation_that_half_of_the_draws_lack_has_no_limits() -> None:
+    """Of two items a category, the draws of one of them twice leave no difference between models."""
+    values = np.array([[1, 0, 1, 0], [0, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 1.0]])
+    items = tuple(
+        Item(id=str(n), category="xxyy"[n], prompt="", answer="", group=str(n)) for n in range(4)
+    )
+    scores = ScoreMatrix.from_items(
+        {f"m{m}": ItemScores(items=items, values=row) for m, row in enumerate(values)}
+    )
+    drawn = stability(scores, SOCE, draws=200)
+    tables = GroupSums.of(scores).draws(200, np.random.default_rng([0x57AB, 0]))
+    known = [(np.ptp(means, axis=0) > 0).all() for means in tables]
+    (pair,) = drawn.correlations
+    assert (pair.bootstrap_low is None) == (np.mean(known) < 0.5)
+
+
+def test_reasons_are_counted_without_numbers_and_names() -> None:
+    class Failing(Selector):
+        def select(self, scores: ScoreMatrix) -> Selection:
+            value = float(scores.values[0, 2])
+            if value > 0.65:
+                raise UserError("the models differ in 0 categories: x")
+            if value > 0.5:
+                raise UserError("no low-correlation categories at 0.3")
+            raise UserError(f"own words: {value}")
+
+    scores = matrix(PLAIN, each=20)
+    drawn = stability(scores, Failing(), draws=80)
+    tables = GroupSums.of(scores).draws(80, np.random.default_rng([0x57AB, 0]))
+    first = [float(means[0, 2]) for means in tables]
+    assert drawn.reasons == {
+        reason: number
+        for reason, number in {
+            "a category is constant": sum(value > 0.65 for value in first),
+            "no low-correlation category": sum(0.5 < value <= 0.65 for value in first),
+            "own words": sum(value <= 0.5 for value in first),
+        }.items()
+        if number
+    }
+    assert len(drawn.reasons) == 3
+    assert drawn.not_estimable == 80
+    assert "not estimable" in drawn.notes[0]
+
+
+def test_a_draw_without_a_category_is_counted() -> None:
+    """Two categories that share one group of two: draws of the other group alone lack the second category."""
+    items = tuple(
+        Item(id=str(n), category=c, prompt="", answer="", group=g)
+        for n, (c, g) in enumerate([("x", "1"), ("x", "2"), ("x", "3"), ("y", "3"), ("y", "4")])
+    )
+    rng = np.random.default_rng(1)
+    scores = ScoreMatrix.from_items(
+        {f"m{m}": ItemScores(items=items, values=rng.random(5)) for m in range(4)}
+    )
+    drawn = stability(scores, SOCE, draws=100)
+    tables = GroupSums.of(scores).draws(100, np.random.default_rng([0x57AB, 0]))
+    lost = sum(not np.isfinite(means).all() for means in tables)
+    assert drawn.reasons.get("a category lost all its items", 0) == lost
+
+
+def chosen(selector: Selector, scores: ScoreMatrix) -> tuple[object, object, object]:
+    """Ingredients and low-correlation categories, or why there are none."""
+    try:
+        selection = selector.select(scores)
+    except UserError as error:
+        return None, None, str(error)
+    return tuple(selection.ingredients), tuple(selection.low_correlation), None
+
+
+def test_the_jackknife_leaves_each_model_out_and_the_only_candidate_in() -> None:
+    scores = matrix(PLAIN)
+    one = replace(scores, candidates=("m1",))
+    assert [row.left_out for row in stability(one, Particular(), draws=2).jackknife] == [
+        "m0",
+        "m2",
+        "m3",
+    ]
+    for row in stability(scores, SOCE, draws=2).jackknife:
+        models = tuple(name for name in scores.models if name != row.left_out)
+        without = replace(
+            scores, models=models, candidates=models, values=scores.rows(models), items=None
+        )
+        assert (row.ingredients, row.low_correlation, row.error) == chosen(SOCE, without)
+
+
+def test_a_selector_without_a_threshold_has_no_sweep() -> None:
+    drawn = stability(matrix(PLAIN), Particular(), draws=2)
+    assert (drawn.threshold, drawn.thresholds) == (None, ())
+    swept = stability(matrix(PLAIN), SOCE, draws=2)
+    assert swept.threshold == SOCE.threshold
+    for row in swept.thresholds[::9]:
+        assert row.threshold is not None
+        at = replace(SOCE, threshold=row.threshold)
+        assert (row.ingredients, row.low_correlation, row.error) == chosen(at, matrix(PLAIN))

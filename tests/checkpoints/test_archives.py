@@ -266,7 +266,7 @@ def test_a_name_that_safetensors_cannot_hold_is_refused_before_anything_is_writt
 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 100, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."])
-def test_what_is_no_archive_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_bytes_that_are_no_archive_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.pt"
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"no archive of torch\.save"):

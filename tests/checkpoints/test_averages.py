@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from souping.checkpoints.pool import TrajectoryPool
-from souping.checkpoints.sharded import EMA_STATE, has_average
+from souping.checkpoints.sharded import has_average
+from souping.checkpoints.trainers import TRAINERS
+from souping.trajectory import TrajectoryPool
 from tests.support.trainers import ARCHIVES, unpacked
 
 NEWEST = "checkpoint-1000"
@@ -86,7 +87,9 @@ LEFT_OUT: dict[str, tuple[str, tuple[str, ...], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", LEFT_OUT)
-def test_what_cannot_be_compared_is_left_out_in_one_line(case: str, tmp_path: Path) -> None:
+def test_an_average_that_cannot_be_compared_is_left_out_in_one_line(
+    case: str, tmp_path: Path
+) -> None:
     name, files, settings, reason = LEFT_OUT[case]
     run_in(tmp_path)
     write(tmp_path / name, *files)
@@ -239,5 +242,6 @@ def test_the_average_in_torchtitans_optimiser_state_is_found(tmp_path: Path) -> 
 def test_a_metadata_of_repeated_words_is_searched_in_one_pass(tmp_path: Path, text: str) -> None:
     (tmp_path / ".metadata").write_text(text * 200_000)
     assert not has_average(tmp_path)
-    assert EMA_STATE.fullmatch(text * 200_000) is None
-    assert EMA_STATE.fullmatch(f"ema_{text}.state." * 50_000) is None
+    (state,) = [re.compile(each.average_state) for each in TRAINERS if each.average_state]
+    assert state.fullmatch(text * 200_000) is None
+    assert state.fullmatch(f"ema_{text}.state." * 50_000) is None

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from souping.checkpoints import ranges
 from souping.checkpoints.checkpoint import Checkpoint
@@ -182,7 +181,7 @@ def test_pickles_that_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "pwned").exists()
 
 
-def test_fingerprint_is_content(tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_the_content_and_not_of_the_place(tmp_path: Path) -> None:
     cache: dict[str, str] = {}
     a = save(tmp_path / "a", random_tensors(0))
     b = save(tmp_path / "b", random_tensors(0))
@@ -299,7 +298,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", OTHER)
-def test_what_does_not_fit_is_named(tmp_path: Path, case: str) -> None:
+def test_a_tensor_or_setting_that_does_not_fit_is_named(tmp_path: Path, case: str) -> None:
     tensors, config, message = OTHER[case]
     folders = family(tmp_path, 2)
     extra = {name: tensor for name, tensor in tensors.items() if "odd" in name}
@@ -447,7 +446,7 @@ def test_a_pointer_in_a_models_folder_is_refused(tmp_path: Path, url: str) -> No
 def test_a_damaged_pointer_in_the_cache_of_buckets_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(ranges.constants, "HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     folder = ranges.cache_of("s3://b/m") / "snapshots" / "1"
     folder.mkdir(parents=True)
     path = folder / "model.safetensors"

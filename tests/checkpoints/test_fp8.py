@@ -22,9 +22,8 @@ from souping.merge.local import LocalMerge
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import expected, load, same_bits
 from tests.support.evaluators import unpacked
-from tests.support.fp8 import LAYOUTS, digest
+from tests.support.fp8 import DATA, LAYOUTS, digest
 
-DATA = ROOT / "tests" / "data" / "fp8"
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -64,7 +63,7 @@ def deepseek(source: str, out: Path, **config: Any) -> Path:
         if "scale" in n
     }
     (folder / "model.safetensors").unlink()
-    places = {}
+    places = dict[str, str]()
     for number, part in enumerate(({n: v for n, v in tensors.items() if n not in scales}, scales)):
         file = f"model-0000{number + 1}-of-00002.safetensors"
         save_file(part, folder / file, {"format": "pt"})
@@ -226,7 +225,7 @@ def test_scales_of_activations_and_caches_vanish_and_fp32_tensors_stay(tmp_path:
     folder = Path(shutil.copytree(DATA / "block-0", tmp_path / "a"))
     one = torch.ones(1)
     bias = torch.tensor([1 + 2.0**-20])
-    more = {
+    more: dict[str, torch.Tensor | None] = {
         "model.layers.0.self_attn.k_scale": one,
         "model.layers.0.mlp.gate.e_score_correction_bias": bias,
     }

@@ -109,7 +109,7 @@ def refused(name: str, *needles: str) -> None:
         ),
     ],
 )
-def test_what_a_name_on_the_hub_is(
+def test_a_name_on_the_hub_is_two_words_and_a_revision(
     text: str, expected: HubName | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -247,7 +247,7 @@ def test_child_that_ends_by_a_signal_leaves_no_part(
         time.sleep(0.02)
     assert process.poll() is None
     os.killpg(process.pid, number)
-    assert process.wait() == {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}[number]
+    assert process.wait() == (130 if number == signal.SIGINT else -signal.SIGKILL)
     while parts():  # a killed run cannot wait for its child, which notices it
         time.sleep(0.02)
     assert not (tmp_path / "soup").exists()
@@ -288,7 +288,7 @@ def test_child_ends_a_listing_that_fills_the_memory(hub: Hub, ant: dict[str, byt
     ],
 )
 @pytest.mark.usefixtures("ant")
-def test_what_the_hub_refuses(
+def test_an_unknown_model_token_or_revision_is_refused_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, name: str, token: str, needles: list[str]
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -304,7 +304,7 @@ def test_a_hub_that_is_down_or_cannot_be_reached(hub: Hub, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["private", "gated"])
-def test_private_and_gated(
+def test_a_private_or_gated_model_is_refused_without_access_to_it(
     hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     repo = hub.repos["org/ant"]
@@ -378,7 +378,7 @@ def test_listings_that_are_none(evil: Hub, listing: object) -> None:
     refused("org/evil", "org/evil")
 
 
-def test_the_cache_answers(
+def test_a_model_in_the_cache_is_found_without_the_hub(
     hub: Hub, ant: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = fetch()

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from souping.checkpoints import layouts
+from souping.checkpoints import layouts, trainers
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
@@ -20,9 +19,22 @@ from souping.checkpoints.names import Mapped, map_names
 from souping.checkpoints.trainers import TRAINERS
 from souping.checkpoints.views import Part, StoredTensor
 from souping.core.types import UserError
+from tests.support.layouts import (
+    EMBEDDED,
+    EXPERTS,
+    LAYER,
+    LAYOUTS,
+    MEGATRON,
+    MOE,
+    PLAIN,
+    SIZES,
+    SPLIT,
+    TITAN,
+    Array,
+    halves,
+)
 from tests.support.trainers import TOOLS, opened_case, step_of, tensors_of, unpacked
 
-Array = NDArray[np.float32]
 LOOSE = {"torchtitan_qwen3_moe": 0.05}
 """Tools whose logits are less exact than float32: torchtitan multiplies experts in bfloat16."""
 
@@ -38,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_of_rules_is_of_a_trainer() -> None:
-    files = {path.stem for path in layouts.RULES.glob("*.json")} - {"common"}
+    files = {*trainers.RULES.glob("*.json")} - {trainers.RULES / "common.json"}
     assert {trainer.rules for trainer in TRAINERS} == files
 
 
@@ -94,13 +106,6 @@ def test_logits_in_transformers_are_the_tools_own(written: Path, tmp_path: Path,
 
 # Layouts that no tool wrote here, against the same moves in numpy
 
-SIZES = {
-    "model_type": "llama", "hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
-    "intermediate_size": 6, "num_hidden_layers": 1, "vocab_size": 5,
-}  # fmt: skip
-MOE = {"num_experts": 3, "moe_intermediate_size": 6}
-LAYER = "model.layers.0."
-
 
 def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     random = np.random.default_rng(0)
@@ -124,145 +129,15 @@ def taken(tensor: Mapped, arrays: Mapping[str, Array]) -> Array:
     return out
 
 
-def halves(rows: Array, heads: int) -> Array:
-    """Rows of pairs as rotary embeddings of transformers have them: first halves, then second halves of each head."""
-    return rows.reshape(heads, 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
-
-
-def groups(fused: Array) -> Array:
-    return fused.reshape(2, 4, 4, 8)
-
-
-def transposed_experts(arrays: Mapping[str, Array], part: str) -> Array:
-    return np.stack([arrays[f"{SPLIT}{expert}.{part}_proj.weight"].T for expert in range(2)])
-
-
-Made = Callable[[Mapping[str, Array]], Mapping[str, Array]]
-TITAN = {"tok_embeddings.weight": (5, 8)}
-QKV = "layers.0.attention.qkv_linear.wqkv.weight"
-EMBEDDED = {"model.embed_tokens.weight": (5, 8)}
-EXPERTS = f"{LAYER}mlp.experts."
-SPLIT = f"{LAYER}feed_forward.experts."
-LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]], Made]] = {
-    "torchtitan 0.2": (
-        {},
-        {**TITAN, "layers.0.attention.wk.weight": (8, 8), "output.weight": (5, 8)},
-        lambda a: {
-            f"{LAYER}self_attn.k_proj.weight": halves(a["layers.0.attention.wk.weight"], 2),
-            "lm_head.weight": a["output.weight"],
-        },
-    ),
-    "torchtitan, fused attention, llama": (
-        {},
-        {**TITAN, QKV: (32, 8)},
-        lambda a: {
-            f"{LAYER}self_attn.q_proj.weight": halves(groups(a[QKV])[:, :2].reshape(16, 8), 4),
-            f"{LAYER}self_attn.k_proj.weight": halves(groups(a[QKV])[:, 2].reshape(8, 8), 2),
-            f"{LAYER}self_attn.v_proj.weight": groups(a[QKV])[:, 3].reshape(8, 8),
-        },
-    ),
-    "torchtitan, fused attention, qwen3": (
-        {"model_type": "qwen3"},
-        {**TITAN, QKV: (32, 8)},
-        lambda a: {f"{LAYER}self_attn.q_proj.weight": groups(a[QKV])[:, :2].reshape(16, 8)},
-    ),
-    "torchtitan, deepseek": (
-        {"model_type": "deepseek_v3", "n_routed_experts": 3, **MOE},
-        {**TITAN, "layers.0.moe.experts.w1": (3, 6, 8), "layers.0.moe.expert_bias": (3,)},
-        lambda a: {
-            f"{EXPERTS}2.gate_proj.weight": a["layers.0.moe.experts.w1"][2],
-            f"{LAYER}mlp.gate.e_score_correction_bias": a["layers.0.moe.expert_bias"],
-        },
-    ),
-    "torchtitan, gpt-oss": (
-        {"model_type": "gpt_oss", **MOE},
-        {**TITAN, "layers.0.moe.routed_experts.inner_experts.mlp1_weight_EGD": (3, 12, 8)},
-        lambda a: {f"{EXPERTS}gate_up_proj": a[list(a)[-1]].swapaxes(1, 2)},
-    ),
-    "OLMo-core, experts on rows": (
-        {"model_type": "flex_olmo", **MOE},
-        {
-            "embeddings.weight": (7, 8),
-            "blocks.0.feed_forward_moe.experts.mlp.w1": (24, 6),
-            "blocks.0.feed_forward_moe.experts.mlp.w2": (18, 8),
-            "blocks.0.feed_forward_moe.router.weight": (24,),
-        },
-        lambda a: {
-            "model.embed_tokens.weight": a["embeddings.weight"][:5],
-            f"{EXPERTS}1.gate_proj.weight": a["blocks.0.feed_forward_moe.experts.mlp.w1"][8:16].T,
-            f"{EXPERTS}1.down_proj.weight": a["blocks.0.feed_forward_moe.experts.mlp.w2"][6:12].T,
-            f"{LAYER}mlp.gate.weight": a["blocks.0.feed_forward_moe.router.weight"].reshape(3, 8),
-        },
-    ),
-    "Megatron-Core, mixtral": (
-        {"model_type": "mixtral", "num_local_experts": 3},
-        {
-            "model.embedding.word_embeddings.weight": (8, 8),
-            "model.decoder.layers.mlp.experts.experts.linear_fc1.weight": (1, 3, 12, 8),
-        },
-        lambda a: {
-            f"{LAYER}block_sparse_moe.experts.1.w3.weight": a[
-                "model.decoder.layers.mlp.experts.experts.linear_fc1.weight"
-            ][0, 1, 6:]
-        },
-    ),
-    "transformers in memory": (
-        {"model_type": "qwen3_moe", **MOE},
-        {**EMBEDDED, f"{EXPERTS}gate_up_proj": (3, 12, 8), f"{EXPERTS}down_proj": (3, 8, 6)},
-        lambda a: {
-            f"{EXPERTS}0.up_proj.weight": a[f"{EXPERTS}gate_up_proj"][0, 6:],
-            f"{EXPERTS}2.down_proj.weight": a[f"{EXPERTS}down_proj"][2],
-        },
-    ),
-    "llama4, listed": (
-        {"model_type": "llama4_text", "num_local_experts": 2},
-        {
-            **EMBEDDED,
-            **{f"{SPLIT}{e}.gate_proj.weight": (6, 8) for e in range(2)},
-            **{f"{SPLIT}{e}.up_proj.weight": (6, 8) for e in range(2)},
-            **{f"{SPLIT}{e}.down_proj.weight": (8, 6) for e in range(2)},
-        },
-        lambda a: {
-            f"{SPLIT}gate_up_proj": np.concatenate(
-                [transposed_experts(a, "gate"), transposed_experts(a, "up")], axis=2
-            ),
-            f"{SPLIT}down_proj": transposed_experts(a, "down"),
-        },
-    ),
-    "gpt-oss, listed": (
-        {"model_type": "gpt_oss", "num_local_experts": 2},
-        {
-            **EMBEDDED,
-            **{f"{EXPERTS}gate_up_projs.{e}.weight": (12, 8) for e in range(2)},
-            **{f"{EXPERTS}gate_up_projs.{e}.bias": (12,) for e in range(2)},
-        },
-        lambda a: {
-            f"{EXPERTS}gate_up_proj": np.stack(
-                [a[f"{EXPERTS}gate_up_projs.{e}.weight"].T for e in range(2)]
-            ),
-            f"{EXPERTS}gate_up_proj_bias": np.stack(
-                [a[f"{EXPERTS}gate_up_projs.{e}.bias"] for e in range(2)]
-            ),
-        },
-    ),
-}
-
-
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_elements_are_where_the_model_has_them(case: str) -> None:
     config, shapes, expected = LAYOUTS[case]
     arrays = drawn(shapes)
-    mapped = map_names(headers(arrays), SIZES | config)
+    mapped = map_names(headers(arrays), {**SIZES, **config})
     for name, array in expected(arrays).items():
         assert np.array_equal(taken(mapped[name], arrays), array), name
 
 
-PLAIN = {
-    "model.embed_tokens.weight": (5, 8),
-    "model.layers.0.mlp.down_proj.weight": (8, 6),
-    "model.norm.weight": (8,),
-    "lm_head.weight": (5, 8),
-}
 WRAPS: dict[str, Callable[[str], str]] = {
     "bare": lambda name: name,
     "Accelerate": lambda name: f"model.{name}",
@@ -288,7 +163,7 @@ def test_hugging_face_names_below_any_prefix(
 
 
 def test_a_tied_head_is_left_out_or_made_as_the_model_has_it() -> None:
-    tied = SIZES | {"tie_word_embeddings": True}
+    tied = {**SIZES, "tie_word_embeddings": True}
     headless = {k: v for k, v in PLAIN.items() if k != "lm_head.weight"}
     arrays = drawn(headless)
     assert set(map_names(headers(drawn(PLAIN)), tied)) == set(headless)
@@ -297,11 +172,6 @@ def test_a_tied_head_is_left_out_or_made_as_the_model_has_it() -> None:
     assert np.array_equal(taken(head, arrays), arrays["model.embed_tokens.weight"])
 
 
-MEGATRON = {
-    "embedding.word_embeddings.weight": (8, 8),
-    "decoder.layers.mlp.linear_fc1.weight": (1, 12, 8),
-    "decoder.layers.self_attention.linear_proj.weight": (1, 8, 16),
-}
 REFUSED: dict[
     str, tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, tuple[int, ...]] | None, str]
 ] = {
@@ -359,10 +229,12 @@ REFUSED: dict[
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused_by_name_in_one_line(case: str) -> None:
+def test_a_tensor_that_does_not_fit_is_refused_by_name_in_one_line(case: str) -> None:
     shapes, config, like, word = REFUSED[case]
     with pytest.raises(UserError) as error:
-        map_names({name: ("F32", shape) for name, shape in shapes.items()}, SIZES | config, like)
+        map_names(
+            {name: ("F32", shape) for name, shape in shapes.items()}, {**SIZES, **config}, like
+        )
     assert word in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -412,7 +284,7 @@ def test_the_example_of_the_page_is_a_file_of_rules(tmp_path: Path) -> None:
         {"net.wte": (8, 8), "net.h.0.swiglu": (12, 8), "net.h.0.q": (16, 8), "net.rng": (1,)}
     )
     arrays |= drawn({"net.moe.w1": (1, 3, 8, 6)})
-    mapped = map_names(headers(arrays), SIZES | MOE, rules=written_rules(tmp_path, **table))
+    mapped = map_names(headers(arrays), {**SIZES, **MOE}, rules=written_rules(tmp_path, **table))
     query = taken(mapped[f"{LAYER}self_attn.q_proj.weight"], arrays)
     assert np.array_equal(query, halves(arrays["net.h.0.q"], 4))
     assert np.array_equal(

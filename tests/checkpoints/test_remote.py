@@ -15,9 +15,9 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.core.types import UserError
 from souping.merge import weight_samples
-from tests.checkpoints.test_fp8 import DATA as FP8
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import family
+from tests.support.fp8 import DATA as FP8
 
 pytestmark = pytest.mark.bucket
 
@@ -40,7 +40,7 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     names = {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
     for key, value in {**names, "AWS_DEFAULT_REGION": "us-east-1"}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(ranges.constants, "HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(ranges, "RANGE_BYTES", 64)  # several to a tensor
     files = ranges.filesystem("s3://")
@@ -121,7 +121,7 @@ def test_a_run_fetches_its_candidates_once(souping: Cli, bucket: Any, tmp_path: 
     assert (costs[0]["evaluated_items"] > 0, costs[1]["evaluated_items"]) == (True, 0)
 
 
-def test_what_changes_in_the_bucket_is_noticed(bucket: Any, pool: dict[str, Path]) -> None:
+def test_a_change_in_the_bucket_is_noticed(bucket: Any, pool: dict[str, Path]) -> None:
     url = put(bucket, {"m0": pool["m0"]})["m0"]
     opened = Checkpoint.open(remote.remote_folder(url))
     opened.check_unchanged()
@@ -132,7 +132,9 @@ def test_what_changes_in_the_bucket_is_noticed(bucket: Any, pool: dict[str, Path
 
 
 @pytest.mark.parametrize("name", ["nothing", "bin"])
-def test_what_cannot_be_read_is_named(bucket: Any, tmp_path: Path, name: str) -> None:
+def test_a_folder_of_the_bucket_without_safetensors_is_named(
+    bucket: Any, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"x")
     urls = put(bucket, {"bin": tmp_path / "bin"})

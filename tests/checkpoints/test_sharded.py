@@ -155,7 +155,7 @@ def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_no_weight_is_the_newest_s_and_no_optimiser_state_is_left(
+def test_tensors_that_are_no_weights_are_those_of_the_newest_checkpoint(
     tmp_path: Path, pool: dict[str, Path]
 ) -> None:
     later = Path(shutil.copytree(pool["a"], tmp_path / "checkpoint-30"))
@@ -250,7 +250,7 @@ def test_two_ranks_write_the_very_bytes_of_one(
     tmp_path: Path, pool: dict[str, Path], layout: Format
 ) -> None:
     pool = {"a": pool["b"], "b": Path(shutil.copytree(pool["b"], tmp_path / "step-2"))}
-    made = []
+    made = list[Path]()
     for merge in (LocalMerge(format=layout), AccelerateMerge(format=layout, num_processes=2)):
         opened = merge.open(pool, like=Like(DATA / "plain" / "1", stored=merge.format == "same"))
         made.append(
@@ -394,7 +394,9 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
         ("zero", r"zero_to_fp32\.py"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, change: str, said: str) -> None:
+def test_an_unreadable_sharded_checkpoint_is_refused_by_name(
+    tmp_path: Path, change: str, said: str
+) -> None:
     with pytest.raises(UserError, match=said):
         Checkpoint.open(broken_copy(tmp_path, change), like=Like(DATA / "plain" / "1"))
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.pool import TrajectoryPool
 from souping.core.types import UserError
+from souping.trajectory import TrajectoryPool
 
 STEPS = (100, 200, 300, 1000)
 
@@ -124,7 +124,7 @@ def incomplete(root: Path, case: str) -> str:
 
 
 @pytest.mark.parametrize("case", ["no mark", "shard", "distributed", "ranks", "temporary"])
-def test_what_is_half_written_is_left_out_and_said(case: str, tmp_path: Path) -> None:
+def test_a_half_written_checkpoint_is_left_out_and_said(case: str, tmp_path: Path) -> None:
     name = incomplete(trainer(tmp_path), case)
     pool = TrajectoryPool(path=str(tmp_path))
     assert [one.step for one in pool.trajectory.runs[0].members] == list(STEPS)
@@ -222,7 +222,7 @@ def test_further_runs_have_the_same_steps_and_names_of_their_own(tmp_path: Path)
         ({"path": "run", "last": 0}, "last=0"),
     ],
 )
-def test_what_is_refused(
+def test_a_wrong_path_column_or_rate_of_a_training_run_is_refused_by_key(
     settings: Mapping[str, Any], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer(tmp_path / "run")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from souping.cli.choice_files import choices, groups
 from souping.cli.commands import COMMANDS, PLANNED, ROOTS, as_overrides, has_parser, root_of
 from souping.cli.config import is_merge
-from souping.cli.help import choices, completed, groups
+from souping.cli.help import completed
 from souping.core.types import UserError
 from tests.conftest import Cli, pool_of
 from tests.support.composition import compose
@@ -125,9 +126,37 @@ print("|".join(sys.modules))"""
     assert "souping.merge.writer" in loaded
     rooms = {"analysis", "comparison", "evaluate", "logs", "paper", "plan", "selection"}
     assert loaded & {f"souping.{room}" for room in rooms} == set()
-    files = ("report.content", "report.plots", "report.render", "pipeline.run", "pipeline.upload")
+    files = ("report.content", "report.plots", "report.render", "runs.run", "soups.upload")
     assert loaded & {f"souping.{name}" for name in files} == set()
     assert loaded & {"torch", "transformers", "matplotlib", "wandb", "scipy", "rich"} == set()
+
+
+def test_a_comparison_of_tables_loads_only_what_it_needs(tmp_path: Path) -> None:
+    """At most 45 files of the package: no plots, no store, and no reader of another format."""
+    rows = "item,category,score\n" + "".join(f"{n},c,{n % 2}\n" for n in range(20))
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(rows, encoding="utf-8")
+    code = """import sys
+sys.argv = ["souping", "compare", "a=a.csv", "b=b.csv", "--out", "pages"]
+from souping.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+print("|".join(sys.modules))"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert (tmp_path / "pages" / "report.html").is_file()
+    loaded = set(done.stdout.splitlines()[-1].split("|"))
+    rooms = {"analysis", "answers", "checkpoints", "evaluate", "merge", "runs", "search", "soups"}
+    assert loaded & {f"souping.{room}" for room in rooms} == set()
+    absent = ("report.plots", "report.content", "report.sections", "logs.runs", "logs.inspect")
+    assert loaded & {f"souping.{name}" for name in absent} == set()
+    assert "matplotlib" not in loaded
+    packages = {name.rpartition(".")[0] for name in loaded}
+    files = [name for name in loaded - packages if name.startswith("souping.")]
+    assert len(files) <= 45
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "help"])

@@ -19,19 +19,19 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from souping import __version__
+from souping.cli.choice_files import choices, groups
 from souping.cli.commands import COMMANDS
 from souping.cli.config import GROUPS, Config
-from souping.cli.help import choices, folder, groups
 from souping.cli.job import split_options
 from souping.cli.process import REPLACE
 from souping.core.reading import read
-from souping.core.system import program
-from souping.core.types import UserError
+from souping.core.system import conf_folder, program
+from souping.core.types import Json, UserError
 from souping.core.unit import POINTS
-from souping.pipeline import execute
 from souping.report.cells import grid
 from souping.report.render import plain_table
 from souping.report.samples import Sample, show_sample
+from souping.runs import execute
 from tests.conftest import ROOT, Cli, command_line, pool_of
 from tests.support.composition import compose
 from tests.support.hub import files_of
@@ -52,7 +52,7 @@ def test_a_late_error_leaves_the_soup(
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("souping.report.files.write_report", full)
+    monkeypatch.setattr("souping.report.run_files.write_report", full)
     souping(*quick(family, "hydra.run.dir=run")).refused("the soup is written: run/soup")
     assert all(
         (tmp_path / "run" / name).is_file()
@@ -87,7 +87,7 @@ def test_a_fault_of_souping_is_one_apology_with_a_traceback_on_the_disk(
 ) -> None:
     monkeypatch.setattr(execute, "check_settings", lambda run: int("x"))
     monkeypatch.setattr(
-        "souping.cli.errors._is_library", lambda file: "pipeline/execute.py" not in str(file)
+        "souping.cli.errors._is_library", lambda file: "runs/execute.py" not in str(file)
     )
     done = souping(*quick(family))
     assert (done.code, len(done.err.splitlines())) == (1, 2)
@@ -463,7 +463,7 @@ def test_help_of_a_group_has_every_key(souping: Cli) -> None:
         for name in choices(group):
             out = souping("--help", f"{group}={name}").out
             assert f"{group}={name}\n" in out
-            lines = (folder() / group / f"{name}.yaml").read_text().splitlines()
+            lines = (conf_folder() / group / f"{name}.yaml").read_text().splitlines()
             assert all(line in out for line in lines if line[:1].isalpha())
         assert "  _target_" not in out
     assert souping("help", "selector").out == souping("--help", "selector").out
@@ -494,25 +494,28 @@ def test_a_shell_completes_choices_and_a_reader_may_leave(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("width", [44, 60, 80])
 def test_tables_and_answers_fit(width: int) -> None:
-    console = Console(width=width, file=io.StringIO())
+    terminal = io.StringIO()
+    console = Console(width=width, file=terminal)
     words = ("ingredients", "evaluations", "known by then", "simple_python_category")
     console.print(
         plain_table(
             grid(words, [("scoring the ingredients", "1,234", "56", "seven words or more of text")])
         )
     )
-    sample = {
+    answer: Json = {
+        "score": 1.0,
+        "outcome": "finished",
+        "filtered_resps": ["long " * 40 + "x" * 90],
+    }
+    sample: Json = {
         "item": "one",
         "category": "c",
         "split": "test",
         "target": {"calls": ["x"]},
         "arguments": [["word " * 60, {}]],
+        "models": {"a": answer, "b": answer},
     }
-    models = {
-        name: {"score": 1.0, "outcome": "finished", "filtered_resps": ["long " * 40 + "x" * 90]}
-        for name in "ab"
-    }
-    show_sample(POINTS, console, read(Sample, {**sample, "models": models}), ["a", "b"])
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    show_sample(POINTS, console, read(Sample, sample), ["a", "b"])
+    text = terminal.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert text.count("long") == 80

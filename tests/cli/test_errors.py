@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from souping.cli.finished import code_in, read_config, refuse_code
 from souping.core.types import UserError
-from souping.report.files import read_report, read_trials
+from souping.report.run_files import read_report, read_trials
 from souping.report.samples import read_samples
 from tests.conftest import Cli, pool_of
 from tests.support.composition import compose
@@ -67,7 +67,7 @@ FILES = {
         ("pool.candidates=[{nme: a}]", ["pool.candidates"]),
     ],
 )
-def test_bad_settings(
+def test_a_wrong_setting_is_refused_with_its_key_and_a_suggestion(
     family: Path,
     souping: Cli,
     tmp_path: Path,
@@ -253,7 +253,7 @@ from souping.analysis import Analysis
 from souping.checkpoints.pool import CandidateSource
 from souping.core.protocols import Evaluator, Objective, Selector, Optimiser, Tracker
 from souping.core.types import Correlations, Selection
-from souping.merge import MergeBackend
+from souping.merge.backend import MergeBackend
 
 @dataclass(frozen=True, kw_only=True)
 class Picks(Selector):
@@ -372,7 +372,7 @@ def swapped(group: str, target: str, *more: str) -> list[str]:
         (swapped("optimiser", "factory"), "makes int, not Optimiser"),
     ],
 )
-def test_what_a_part_gives_is_looked_at(
+def test_a_wrong_result_of_a_users_component_names_its_file_and_line(
     family: Path, souping: Cli, mine: None, words: list[str], said: str
 ) -> None:
     done = souping(*pool_of(family), *(["selector=all"] if "~optimiser" in words else []), *words)
@@ -387,7 +387,7 @@ def test_what_a_part_gives_is_looked_at(
         ("evaluator", ["evaluate"]),
         ("selector", ["select"]),
         ("optimiser", ["count", "describe"]),
-        ("merge", ["with_settings"]),
+        ("merge", ["live", "plan", "settings_of", "write_soup"]),
         ("tracker", ["log"]),
         ("objective", ["coefficients"]),
         ("analysis.mine", ["analyse"]),
@@ -477,7 +477,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_what_would_run_code_is_found_and_refused_with_file_and_key(name: str) -> None:
+def test_settings_that_would_run_code_are_refused_with_file_and_key(name: str) -> None:
     table, key = CODE[name]
     assert [found for found, _ in code_in(table)] == [key]
     config = OmegaConf.create(table)
@@ -488,7 +488,7 @@ def test_what_would_run_code_is_found_and_refused_with_file_and_key(name: str) -
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_data_is_none(name: str) -> None:
+def test_settings_that_are_data_are_not_taken_for_code(name: str) -> None:
     assert list(code_in(DATA[name])) == []
 
 

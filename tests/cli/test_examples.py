@@ -21,8 +21,8 @@ from souping.cli.advice import owners
 from souping.cli.config import CHOSEN, SETTABLE, RunKeys
 from souping.cli.job import opened
 from souping.cli.parts import build_part, component_kind
-from souping.cli.settings import run_settings
 from souping.cli.settings_file import with_file
+from souping.cli.settings_from_config import run_settings
 from souping.core.fields import hints_of
 from souping.core.types import UserError
 from tests.conftest import ROOT
@@ -217,7 +217,7 @@ class Batch:
 EXAMPLES = found()
 
 
-def test_examples_are_found() -> None:
+def test_the_examples_include_those_of_engines_and_trackers() -> None:
     assert len(EXAMPLES) > 100
     assert ("engine.args", "{max_model_len: 4096, gpu_memory_utilization: 0.85}") in EXAMPLES
     assert ("tracker.args", "{tags: [nightly], job_type: search}") in EXAMPLES

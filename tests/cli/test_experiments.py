@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from souping.cli.help import choices, groups
+from souping.cli.choice_files import choices, groups
 from souping.core.scores import read_table
 from souping.search import points as simplex
 from souping.search.points import Grid
 from tests.conftest import PAPER, ROOT, Cli, pool_of
 from tests.support.composition import compose
-from tests.support.experiments import LANGUAGES, checkpoints, flores, mgsm, pool
+from tests.support.experiments import CHOSEN, LANGUAGES, checkpoints, flores, mgsm, pool
 from tests.support.scripts import script
 from tests.support.wandb import log_of, of_type
 
@@ -29,12 +29,6 @@ REST = {
 }
 REST["trajectory"] = ["pool.path=run"]
 REST |= {name: ["pool.candidates=[a,b,c]"] for name in OPEN}
-CHOSEN = {
-    "bfcl_8b": ["xLAM-2-8b-fc-r", "ToolACE-2-8B", "watt-tool-8B"],
-    "bfcl_70b": ["xLAM-2-70b-fc-r", "CoALM-70B", "watt-tool-70B", "functionary-medium-v3.1"],
-    "mgsm": ["MetaMathOctopus-7B", "MetaMathOctopus-MAPO-DPO-7B"],
-}
-"""What selection makes of the published scores. At 70B the paper left functionary-medium out."""
 
 
 def composed(name: str, *more: str) -> dict[str, Any]:
@@ -143,7 +137,7 @@ class TestSmall:
     def harness(self) -> None:
         pytest.importorskip("lm_eval")
 
-    def test_mgsm(self, souping: Cli, tmp_path: Path) -> None:
+    def test_mgsm_selects_and_soups_by_language(self, souping: Cli, tmp_path: Path) -> None:
         names = [
             c["name"] if isinstance(c, dict) else c.rpartition("/")[2]
             for c in composed("mgsm")["pool"]["candidates"]
@@ -168,7 +162,9 @@ class TestSmall:
         assert report["splits"]["select"] == 0  # published scores select
         assert {row["name"] for row in report["rows"]} >= {*names, "soup"}
 
-    def test_flores(self, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_flores_has_the_directions_of_the_paper(
+        self, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pytest.importorskip("sacrebleu")
         names = ("ant", "bee", "cat")
         checkpoints(tmp_path / "models", names, max_position_embeddings=512)

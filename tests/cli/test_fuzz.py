@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 
 from souping.cli import config
 from souping.cli.errors import EXPECTED, format_error
-from souping.cli.help import folder
-from souping.cli.settings import run_settings
+from souping.cli.settings_from_config import run_settings
+from souping.core.system import conf_folder
 from souping.core.text import safe
 from souping.core.types import UserError
-from souping.pipeline.evidence import evaluator_name
+from souping.runs.evidence import evaluator_name
 
 ODD: tuple[Any, ...] = (
     -1, 0, 1.5, 1e20, 99999999999999999999, float("nan"), float("-inf"), None, "", "x\x1b[31m\u202e=1", [[], "a", -1],
@@ -47,14 +47,14 @@ HOLDERS = {
 }
 CHOICES = sorted(
     (path.parent.name, path.stem)
-    for path in folder().glob("*/*.yaml")
+    for path in conf_folder().glob("*/*.yaml")
     if path.parent.name != "experiment"
 )
 
 
 def composed(*words: str) -> dict[str, Any]:
     config.register()
-    with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         cfg = hydra.compose("config", list(words))
     logs = {"scores.path": {"a": "a", "b": "b", "c": "c"}} if "scores=logs" in words else {}
     for key, value in {**GIVEN, **logs}.items():

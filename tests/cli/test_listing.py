@@ -80,7 +80,7 @@ def test_a_folder_without_runs_is_an_error(souping: Cli, tmp_path: Path) -> None
         assert "did you mean" not in done.err
 
 
-def test_what_is_listed_is_found_by_its_name(outputs: Path, souping: Cli) -> None:
+def test_every_command_finds_a_listed_run_by_its_name(outputs: Path, souping: Cli) -> None:
     (name,) = [row[0] for row in rows_of(souping("list").ok().out) if row[0].endswith("whole")]
     shown = souping("show", f"outputs/{name}").ok().out
     assert souping("show", name).ok().out == shown

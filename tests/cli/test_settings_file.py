@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from omegaconf import OmegaConf
 
 from souping.cli.commands import OVERLAY, SETTINGS_FILES
@@ -69,7 +68,7 @@ def test_names_below_a_key_keep_their_dots(tmp_path: Path) -> None:
     assert from_file(tmp_path, START + text)["expected"] == {"Llama-3.1": 2, "other": 3}
 
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 WORDS = ("\n", " x ", "1", "null", "true", "1e3", "007", "\u00e9", "\u65e5\u672c", "a,b", "it's")
 SIGNS = ("a\\", '"', "a: b", "[", "=", "<<", "a.b")
 ODD = st.sampled_from((*WORDS, *SIGNS))
@@ -84,7 +83,7 @@ VALUES = st.recursive(
 
 
 @given(value=st.dictionaries(ODD | TEXTS, VALUES, min_size=1, max_size=3))
-def test_what_yaml_says_arrives_as_it_stands(
+def test_a_value_of_a_settings_file_arrives_as_yaml_has_it(
     tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]
 ) -> None:
     from hydra.core.config_store import ConfigStore
@@ -95,9 +94,9 @@ def test_what_yaml_says_arrives_as_it_stands(
         return
     assert with_file([str(file)]) == [OVERLAY]
     stored = ConfigStore.instance().load(OVERLAY.lstrip("+").replace("=", "/") + ".yaml").node
-    assert (
-        OmegaConf.to_container(stored)["guard"] == yaml.safe_load(file.read_text("utf-8"))["guard"]
-    )  # type: ignore[index,call-overload]
+    container = OmegaConf.to_container(stored)
+    assert isinstance(container, dict)
+    assert container["guard"] == yaml.safe_load(file.read_text("utf-8"))["guard"]
 
 
 @pytest.mark.parametrize("text", ["\n", "a\tb", " x ", "1", "null", "true", "1e3", "\u00e9", "a\\"])
@@ -156,7 +155,7 @@ def parsed(word: str) -> Any:
         ("", "run.yaml: ", "KEY: VALUE"),
     ],
 )  # fmt: skip
-def test_what_no_file_can_hold_is_refused_with_its_line(
+def test_a_setting_that_no_file_can_hold_is_refused_with_its_line(
     tmp_path: Path, text: str, start: str, needle: str
 ) -> None:
     line = refused_line(tmp_path, text)

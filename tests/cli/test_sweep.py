@@ -94,4 +94,4 @@ def test_optuna_maximises_the_score_and_goes_on_after_a_failed_job(
     best = max(float(row["objective"]) for row in rows if row["objective"])
     assert sum(bool(row["refused"]) for row in rows) == 1
     results = OmegaConf.load(tmp_path / "sweep/optimization_results.yaml")
-    assert results["best_value"] == pytest.approx(best)
+    assert OmegaConf.select(results, "best_value") == pytest.approx(best)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from souping.logs.bfcl_items import MULTI_TURN
-from tests.logs.test_readers import write_csv
 from tests.support.bfcl_logs import calls, variants, write_project
+from tests.support.logs import write_csv
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def bfcl_logs(tmp_path: Path) -> dict[str, Path]:
         "live_multiple": calls("live_multiple", [f"g{n}" for n in range(60)]),
         "live_relevance": calls("live_relevance", [f"h{n}" for n in range(5)]),
     }
-    failed = {"base": [], "cand": []}
+    failed: dict[str, list[str]] = {"base": [], "cand": []}
     for seed, failures in enumerate(failed.values()):
         for entries in files.values():
             luck = np.random.default_rng(seed).random(len(entries))

@@ -19,8 +19,8 @@ from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
 from souping.report.render import sheet_markdown
 from tests.conftest import ROOT, Cli
-from tests.logs.test_readers import Frame, write_csv
 from tests.support.compare import Rows, answers, compared
+from tests.support.logs import Frame, write_csv
 
 # Verdicts
 
@@ -114,20 +114,21 @@ def test_runs_that_all_differ_alike_are_tested_by_items() -> None:
     ],
     ids=str,
 )
-def test_arguments_are_checked(settings: dict[str, Any]) -> None:
+def test_a_wrong_argument_is_named(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
         compared(answers(0.5, 1), answers(0.5, 2), **settings)
 
 
 def test_missing_answers_leave_a_verdict_undecided() -> None:
     cand = answers(0.5, 2)
-    for row in cand[:100]:
-        row |= {"score": 0, "stop_reason": "error"}
-    whole = compared(answers(0.5, 1), [row | {"stop_reason": ""} for row in cand])
-    row = compared(answers(0.5, 1), [{"stop_reason": ""} | row for row in cand]).average_row("cand")
-    assert whole.average_row("cand").verdict == "worse"
+    for answer in cand[:100]:
+        answer |= {"score": 0, "stop_reason": "error"}
+    base = answers(0.5, 1)
+    whole = compared(base, [answer | {"stop_reason": ""} for answer in cand]).average_row("cand")
+    row = compared(base, [{"stop_reason": ""} | answer for answer in cand]).average_row("cand")
+    assert whole.verdict == "worse"
     assert (row.verdict, row.reason, row.missing) == ("undecided", "missing answers", 100)
-    assert row.difference == whole.average_row("cand").difference  # counted as the harness counts
+    assert row.difference == whole.difference  # counted as the harness counts
 
 
 def test_length_and_cut_answers_are_rows_that_only_a_policy_judges(tmp_path: Path) -> None:
@@ -261,6 +262,28 @@ def test_runs_of_a_model_are_the_noise_floor_beside_its_difference() -> None:
     assert compared(answers(0.5, 1), answers(0.5, 2)).runs == ()
 
 
+def test_what_limits_a_comparison_is_said() -> None:
+    """One run each, a model with one run beside one with two, and two of each; items with and without groups."""
+    one = answers(0.5, 1)
+    two = answers(0.55, 2, run="a") + answers(0.56, 3, run="b")
+
+    def said(*logs: Rows, **settings: Any) -> str:
+        return "\n".join(compared(*logs, **settings).warnings)
+
+    assert "One run per model" in said(one, answers(0.55, 2))
+    beside = said(one, two)
+    assert "base: one run" in beside
+    assert "One run per model" not in beside
+    again = said(two, answers(0.6, 5, run="a") + answers(0.6, 6, run="b"))
+    assert "one run" not in again.lower()
+    assert "counts as independent" in said(one, two)
+    grouped = [[row | {"group": str(n // 2)} for n, row in enumerate(log)] for log in (one, two)]
+    assert "independent" not in said(*grouped)
+    assert "20 independent items are few" not in said(answers(0.5, 1, 50), answers(0.6, 2, 50))
+    few = said(answers(0.5, 1, 12), answers(0.6, 2, 12))
+    assert "12 independent items are few" in few
+
+
 def test_another_seed_is_only_spoken_of_where_models_differ(tmp_path: Path) -> None:
     def note(*paths: Path) -> str:
         logs = {f"m{n}": path for n, path in enumerate(paths)}
@@ -282,6 +305,9 @@ def test_power_is_said_for_one_more_run_and_for_more_items() -> None:
         base += answers(0.5 + 0.04 * run, 10 + run, run=run)
         cand += answers(0.55 + 0.04 * run, 20 + run, run=run)
     row = compared(base, cand, margin=0.5).average_row("cand")
+    assert row.detectable is not None
+    assert row.detectable_one_more_run is not None
+    assert row.detectable_twice_items is not None
     assert row.detectable_one_more_run < row.detectable_twice_items < row.detectable
     # shifts of runs do not fall with the items
     assert row.items_needed is None
@@ -350,7 +376,7 @@ def test_bfcls_overall_of_other_logs_is_refused() -> None:
         (["base=named.csv", "cand=renamed.csv"], "average"),
     ],
 )
-def test_what_cannot_be_compared_is_a_line(
+def test_logs_that_cannot_be_compared_are_refused_in_a_line(
     souping: Cli, log: Callable[..., Path], tmp_path: Path, words: list[str], key: str
 ) -> None:
     log("base", answers(0.5, 1))
@@ -452,7 +478,8 @@ def test_compare_runs_where_only_four_packages_are_installed(
     log: Callable[..., Path], tmp_path: Path
 ) -> None:
     """`pip install --no-deps`, beside numpy, scipy, pydantic, rich and what those need."""
-    needed = ("numpy", "scipy", "pydantic", "pydantic-core", "annotated-types", "typing-extensions")
+    needed = ["numpy", "scipy", "pydantic", "pydantic-core", "annotated-types"]
+    needed += ["typing-extensions"]
     needed += ("typing-inspection", "rich", "markdown-it-py", "mdurl", "pygments")
     (tmp_path / "site").mkdir()
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]

@@ -14,11 +14,11 @@ from souping.core.protocols import Objective
 from souping.core.scores import Mean, WorstCategory
 from souping.core.types import Item
 from souping.core.unit import POINTS
-from souping.pipeline.evidence import Pair, by_category
+from souping.runs.evidence import Pair, by_category
 from souping.statistics import bootstrap_t, comparison, joint
-from souping.statistics.levels import ALPHA, Level, over_looks
-from souping.statistics.scores import Answers, ItemTable, ScoreTable
-from tests.logs.test_readers import Frame
+from souping.statistics.levels import ALPHA, Level
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable
+from tests.support.logs import Frame
 
 Rows = list[dict[str, Any]]
 
@@ -151,14 +151,19 @@ def test_a_reports_comparison_and_its_categories_agree_with_p_at_every_look(seed
     for seed in seeds:
         _, pair = made_pair(seed)
         whole = pair.compare()
-        assert excludes_zero(whole) == (over_looks(whole.p_value, pair.level.looks) < ALPHA)
+        assert excludes_zero(whole) == (whole.p_look < ALPHA)
         shown += excludes_zero(whole)
         for difference in by_category(POINTS, [pair]):
-            significant = over_looks(difference.p_value, pair.level.looks) < ALPHA
+            p_value = difference.p_at(pair.level.looks)
+            assert p_value is not None
+            significant = p_value < ALPHA
             assert excludes_zero(difference) == significant
             assert excludes_zero(difference) == (difference.verdict != "no difference shown")
             # No difference that is shown is smaller than the smallest that can be.
-            assert not excludes_zero(difference) or difference.least < abs(difference.difference)
+            if excludes_zero(difference):
+                assert difference.least is not None
+                assert difference.difference is not None
+                assert difference.least < abs(difference.difference)
             shown += excludes_zero(difference)
     assert shown > len(seeds) / 10
 
@@ -188,9 +193,9 @@ def test_compare_says_of_two_rows_of_a_run_what_its_report_says(number: int) -> 
     logs = {model: log_of(model, pair, items) for model in ("other", "soup")}
     row = library.compare(logs, average="leaf", look=pair.level.looks).average_row("soup")
     assert (row.items, row.groups) == (reported.n, reported.groups)
-    for name in ("difference", "low", "high", "discordant"):
-        assert vars(row)[name] == pytest.approx(vars(reported)[name], abs=1e-12)
-    assert row.p_value == pytest.approx(over_looks(reported.p_value, pair.level.looks), rel=1e-9)
+    assert (row.difference, row.low, row.high) == pytest.approx(reported.estimate, abs=1e-12)
+    assert row.discordant == pytest.approx(reported.discordant, abs=1e-12)
+    assert row.p_value == pytest.approx(reported.p_look, rel=1e-9)
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -205,8 +210,7 @@ def test_compare_says_of_a_category_what_the_report_says(number: int) -> None:
     for name, row in rows.items():
         said = reported[name]
         numbers = [row.difference, row.low, row.high, row.p_value]
-        p_value = over_looks(said.p_value, pair.level.looks)
-        expected = [said.difference, said.low, said.high, p_value]
+        expected = [said.difference, said.low, said.high, said.p_at(pair.level.looks)]
         assert numbers == pytest.approx(expected, abs=1e-12)
         assert row.level == pytest.approx(said.level)
 

@@ -31,8 +31,8 @@ from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
 from souping.report.render import sheet_markdown, show_sheet
 from tests.conftest import ROOT, Cli
-from tests.logs.test_readers import write_csv
 from tests.support.compare import Rows, answers, compared
+from tests.support.logs import write_csv
 
 NASTY = "<script>alert(1)</script> | `x` \x1b[31m \u202e"
 

@@ -27,7 +27,7 @@ from souping.comparison.verdict import MISSING, TRUNCATED, Word
 from souping.core.text import minus
 from souping.report.format import escape_html
 from souping.report.render import sheet_markdown
-from tests.logs.test_readers import Frame
+from tests.support.logs import Frame
 
 
 def rows_of(scores: np.ndarray, **columns: Any) -> Frame:

@@ -11,7 +11,7 @@ from souping.comparison.several import best_models, flips_of, joint_tests
 from souping.statistics.levels import Level
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import ROOT
-from tests.logs.test_readers import Frame
+from tests.support.logs import Frame
 
 
 def test_every_metric_of_a_task_has_a_row_and_the_first_is_averaged() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,45 +12,15 @@ from typing import Any
 import pytest
 
 import souping
+from souping.answers.store import Store
+from souping.comparison.result import CompareResult
 from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.command import CommandEvaluator
 from souping.evaluate.scoring.judge import Judge
 from souping.logs.sources import read_logs
-from souping.pipeline.store import Store
 from souping.report.samples import SAMPLES_FILE
 from tests.conftest import Cli, finished_words
-
-Change = Callable[[int, dict[str, Any]], None]
-"""Changes the line of the n-th item."""
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Path]:
-    """What a run leaves of one soup that solves every second or third of 60 items."""
-
-    def make(name: str, step: int, change: Change = lambda number, line: None) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        lines = [_line(number, float(number % step == 0)) for number in range(60)]
-        for number, line in enumerate(lines):
-            change(number, line)
-        with gzip.open(folder / "samples.jsonl.gz", "wt") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-        mean = sum(line["models"]["soup"]["score"] for line in lines) / len(lines)
-        rows = [{"name": "soup", "recipe_id": name, "scores": {"c": {"mean": mean}}}]
-        (folder / "report.json").write_text(json.dumps({"schema": 1, "rows": rows}))
-        return folder
-
-    return make
-
-
-def _line(number: int, score: float) -> dict[str, Any]:
-    doc = {"id": f"i{number}", "group": "", "scorer": "helpful"}
-    model = {"score": score, "outcome": "finished", "resps": [["x"]]}
-    return {
-        "split": "test", "category": "c", "item": f"i{number}", "doc": doc, "arguments": [["p", {}]],
-        "prompt_hash": f"p{number}", "target_hash": "t", "models": {"soup": model},
-    }  # fmt: skip
+from tests.support.runs import Change, answered, write_run
 
 
 def written(scorer: str, prompt: str = "") -> Change:
@@ -63,56 +33,46 @@ def written(scorer: str, prompt: str = "") -> Change:
     return change
 
 
-def answered(best: bool) -> Change:
-    """Four answers to each item, one of them wrong in every second item."""
-
-    def change(number: int, line: dict[str, Any]) -> None:
-        scores = [1.0, float(number % 2), 1.0, 1.0]
-        score = max(scores) if best else sum(scores) / 4
-        answers = {"scores": scores, "outcomes": ["finished"] * 4, "resps": [["x"] * 4]}
-        line["models"]["soup"].update(answers, score=score)
-
-    return change
-
-
-def compared(base: Path, cand: Path, **settings: Any) -> souping.CompareResult:
+def compared(base: Path, cand: Path, **settings: Any) -> CompareResult:
     return souping.compare({"base": base, "cand": cand}, **settings)
 
 
-def test_a_scorer_whose_digest_is_not_known_agrees_with_any(run: Callable[..., Path]) -> None:
-    known = run("known", 3, written("a"))
-    old = run("old", 2, written(""))
+def test_a_scorer_whose_digest_is_not_known_agrees_with_any(tmp_path: Path) -> None:
+    known = write_run(tmp_path / "known", step=3, change=written("a"))
+    old = write_run(tmp_path / "old", step=2, change=written(""))
     assert compared(old, known).average_row("cand").items == 60
 
 
-def test_another_scorer_of_the_same_name_is_refused(run: Callable[..., Path]) -> None:
-    base = run("base", 2, written("a"))
-    other = run("other", 3, written("b"))
+def test_another_scorer_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    base = write_run(tmp_path / "base", step=2, change=written("a"))
+    other = write_run(tmp_path / "other", step=3, change=written("b"))
     with pytest.raises(UserError, match=r"scorer's digest is .* in base and .* in cand"):
         compared(base, other)
-    same = run("same", 3, written("a"))
+    same = write_run(tmp_path / "same", step=3, change=written("a"))
     assert compared(base, same).average_row("cand").items == 60
 
 
-def test_missing_and_cut_answers_are_marked(run: Callable[..., Path]) -> None:
+def test_missing_and_cut_answers_are_marked(tmp_path: Path) -> None:
     def ended(number: int, line: dict[str, Any]) -> None:
         outcomes = {3: "unanswered", 4: "truncated", 7: "unanswered"}
         line["models"]["soup"]["outcome"] = outcomes.get(number, "finished")
 
-    (log,) = read_logs(run("a", 2, ended))
+    (log,) = read_logs(write_run(tmp_path / "a", step=2, change=ended))
     answers = log.tasks["c"].metrics["score"].answers
     missing = [answer.item.split()[0] for answer in answers if answer.missing]
     cut = [answer.item.split()[0] for answer in answers if answer.truncated]
     assert missing == ["i3", "i7"]
     assert cut == ["i4"]
-    headline = compared(run("base", 3), run("cand", 2, ended)).average_row("cand")
+    base = write_run(tmp_path / "base", step=3)
+    cand = write_run(tmp_path / "cand", step=2, change=ended)
+    headline = compared(base, cand).average_row("cand")
     assert headline.missing == 2
 
 
-def test_old_runs_compare_with_each_other_and_with_new_ones(run: Callable[..., Path]) -> None:
-    old = run("old", 2)
-    older = run("older", 3)
-    new = run("new", 3, written("a", "sent"))
+def test_old_runs_compare_with_each_other_and_with_new_ones(tmp_path: Path) -> None:
+    old = write_run(tmp_path / "old", step=2)
+    older = write_run(tmp_path / "older", step=3)
+    new = write_run(tmp_path / "new", step=3, change=written("a", "sent"))
     for pair in ((old, older), (old, new), (new, old)):
         result = compared(*pair)
         assert result.average_row("cand").items == 60
@@ -121,40 +81,44 @@ def test_old_runs_compare_with_each_other_and_with_new_ones(run: Callable[..., P
         compared(old, new, same_prompts=True)
 
 
-def test_prompts_are_those_that_were_sent(run: Callable[..., Path]) -> None:
-    base = run("base", 2, written("a", "template 1"))
-    same = run("same", 3, written("a", "template 1"))
-    other = run("other", 3, written("a", "template 2"))
+def test_prompts_are_those_that_were_sent(tmp_path: Path) -> None:
+    base = write_run(tmp_path / "base", step=2, change=written("a", "template 1"))
+    same = write_run(tmp_path / "same", step=3, change=written("a", "template 1"))
+    other = write_run(tmp_path / "other", step=3, change=written("a", "template 2"))
     assert not any("prompts" in line for line in compared(base, same, same_prompts=True).warnings)
     assert any("prompts of base and cand" in line for line in compared(base, other).warnings)
     with pytest.raises(UserError, match="100 %"):
         compared(base, other, same_prompts=True)
 
 
-def test_the_best_of_several_answers_counts_once_and_is_no_mean(run: Callable[..., Path]) -> None:
-    best = run("best", 1, answered(True))
-    second = run("second", 2, answered(True))
+def test_the_best_of_several_answers_counts_once_and_is_no_mean(tmp_path: Path) -> None:
+    best = write_run(tmp_path / "best", step=1, change=answered(best=True))
+    second = write_run(tmp_path / "second", step=2, change=answered(best=True))
     head = compared(best, second).average_row("cand")
     assert (head.baseline_mean, head.mean, head.items) == (1.0, 1.0, 60)
-    mean = run("mean", 1, answered(False))
-    assert compared(mean, run("one", 1)).average_row("cand").baseline_mean == pytest.approx(0.875)
+    mean = write_run(tmp_path / "mean", step=1, change=answered(best=False))
+    assert compared(mean, write_run(tmp_path / "one", step=1)).average_row(
+        "cand"
+    ).baseline_mean == pytest.approx(0.875)
     with pytest.raises(UserError, match="several answers is the best of 4 in base and their mean"):
         compared(best, mean)
 
 
-def test_an_item_with_another_reference_is_another_item(run: Callable[..., Path]) -> None:
+def test_an_item_with_another_reference_is_another_item(tmp_path: Path) -> None:
     def corrected(number: int, line: dict[str, Any]) -> None:
         line["target_hash"] = "corrected" if number < 10 else "t"
 
-    result = compared(run("base", 2), run("cand", 3, corrected))
+    result = compared(
+        write_run(tmp_path / "base", step=2), write_run(tmp_path / "cand", step=3, change=corrected)
+    )
     assert result.average_row("cand").items == 50
     assert any("left out" in line for line in result.warnings)
 
 
 @pytest.mark.parametrize("score", [float("inf"), 1e308, "x", None, [1]], ids=str)
-def test_a_score_that_is_none_is_a_line(run: Callable[..., Path], score: Any) -> None:
-    base = run("base", 2)
-    cand = run("cand", 3)
+def test_a_score_that_is_none_is_a_line(tmp_path: Path, score: Any) -> None:
+    base = write_run(tmp_path / "base", step=2)
+    cand = write_run(tmp_path / "cand", step=3)
     lines = gzip.decompress((cand / "samples.jsonl.gz").read_bytes()).decode().splitlines()
     first = json.loads(lines[0])
     first["models"]["soup"]["score"] = score
@@ -184,7 +148,8 @@ def test_a_comparison_of_runs_is_a_look_in_their_store(souping: Cli, finished_co
     def look(*words: str) -> dict[str, Any]:
         ended = souping("compare", "base=run:uniform_all", "soup=run", "--json", *words)
         assert ended.code in (0, 1), ended.err
-        return json.loads(ended.out)
+        table: dict[str, Any] = json.loads(ended.out)
+        return table
 
     first = look()
     assert first["look"] == 1  # the run's own report shows it

@@ -10,10 +10,10 @@ import pytest
 import souping
 from souping.comparison.result import CompareResult, RowVerdict
 from souping.statistics.comparison import contrast
-from souping.statistics.scores import ItemTable, ScoreTable, one_category
+from souping.statistics.score_table import ItemTable, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import Cli
-from tests.logs.test_readers import Frame, write_csv
+from tests.support.logs import Frame, write_csv
 
 ITEMS = 40
 
@@ -87,7 +87,7 @@ def test_two_scores_are_right_and_wrong_if_neither_is_zero() -> None:
     for low, high in ((0, 1), (-1, 1), (5, 10)):
         scores = {"a": np.where(right, high, low), "b": np.where(worse, high, low)}
         comparison = contrast(ScoreTable.complete(one_category(np.arange(60)), scores), "a", "b")
-        shown.append([comparison.p_value, comparison.low / (high - low), comparison.test])
+        shown.append([comparison.p_alone, comparison.low / (high - low), comparison.test])
     for other in shown[1:]:
         assert other[:2] == pytest.approx(shown[0][:2])
         assert other[2] == shown[0][2]
@@ -136,7 +136,7 @@ def test_bootstrap_t_of_graded_scores_scales_with_them() -> None:
     a[0] = a[59] = b[59] = 1.0
     one = contrast(ScoreTable.complete(items, {"a": a, "b": b}), "a", "b")
     hundred = contrast(ScoreTable.complete(items, {"a": 100 * a, "b": 100 * b}), "a", "b")
-    assert hundred.p_value == pytest.approx(one.p_value)
+    assert hundred.p_alone == pytest.approx(one.p_alone)
     assert (hundred.low, hundred.high) == pytest.approx((100 * one.low, 100 * one.high))
 
 

@@ -67,7 +67,9 @@ def test_rows_that_fail_when_any_does_are_held_to_holms_levels() -> None:
     assert [word for word, _ in both.values()] == ["undecided", "undecided"]
     assert all("Holm" in why for _, why in both.values())
     step = decided(a=[-0.1, 0.1], b=[-3.0, -2.0])  # b holds at half the level, which frees a
-    assert [word for word, _ in step.values()] == ["worse", "much-worse"]
+    assert step == {"a": ("worse", ""), "b": ("much-worse", "")}
+    open_ended = decided(a=[0.1, 0.2], b=[-3.0, -2.0])
+    assert open_ended == {"a": ("undecided", ""), "b": ("much-worse", "")}
 
 
 def test_passing_needs_no_correction() -> None:
@@ -77,7 +79,7 @@ def test_passing_needs_no_correction() -> None:
     assert {word for word, _ in words} == {"no-worse"}
 
 
-def test_a_policy(tmp_path: Path) -> None:
+def test_a_policy_has_a_margin_a_task_and_required_tasks(tmp_path: Path) -> None:
     file = tmp_path / "gate.toml"
     file.write_text(
         'margin = 1.5\n[tasks.gsm8k]\nrequired = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n'

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from souping.comparison.pooled import pool
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Group
-from souping.statistics.scores import ScoreTable
+from souping.statistics.score_table import ScoreTable
 
 
 def metric(

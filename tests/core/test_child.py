@@ -52,7 +52,7 @@ class Attack:
         return os.mkdir, ("made",)
 
 
-def test_what_a_child_sends_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_of_a_child_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MemoryError):  # as if it had sent nothing
         call(Attack, (), seconds=600)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from souping.core import cuda
-from souping.pipeline.machine import Gpu, visible_gpus
+from souping.core.cuda import Gpu, visible_gpus
 
 GPUS = (("NVIDIA A", 80 * 2**30), ("NVIDIA B 16GB", 16 * 2**30))
 

@@ -72,17 +72,20 @@ def test_a_value_that_does_not_fit_names_class_and_field(values: dict[str, Any])
 def test_values_that_fit_and_relations_between_them() -> None:
     with pytest.raises(UserError, match="too low to grill"):
         Oven(way="grill", heat=50)
+    steps: Any = np.int64(3)
+    pair: Any = ("a",)
+    array: Any = np.array(["a"])
     oven = Oven(
-        steps=np.int64(3),
+        steps=steps,
         heat=1,
         share=0.5,
-        trays=("a",),
+        trays=pair,
         tags={"a": True, "b": 2},
         timer=abs,
         inner=Oven(),
     )
     assert type(oven.steps) is int
-    assert Oven(trays=np.array(["a"])).trays == ["a"]
+    assert Oven(trays=array).trays == ["a"]
     assert TableScores(path=Path("scores.csv")).path == "scores.csv"  # type: ignore[arg-type]
     assert dataclasses.replace(oven, steps=4).steps == 4
     with pytest.raises(dataclasses.FrozenInstanceError):

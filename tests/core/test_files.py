@@ -67,7 +67,7 @@ def test_pipes_and_devices_are_refused_where_a_file_is_read(
             reader(path)
 
 
-def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+def test_the_staging_folder_of_a_killed_run_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".soup.part-1").mkdir()
     (tmp_path / ".soup.part-1" / "model").touch()
     (tmp_path / ".soup.part-1" / STAGING_MARK).touch()

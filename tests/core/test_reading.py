@@ -13,6 +13,7 @@ import pytest
 
 from souping.core.parsing import MAX_DEPTH
 from souping.core.reading import NULL, read, rest, to_json
+from souping.core.types import Json
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 
 HUGE = 10**400
@@ -76,7 +77,7 @@ def written(cart: Cart) -> str:
     return json.dumps(to_json(cart), sort_keys=True, allow_nan=False)
 
 
-def test_what_was_read_is_written_as_it_was() -> None:
+def test_a_value_that_was_read_is_written_as_it_was() -> None:
     assert written(read(Cart, CART)) == json.dumps(CART, sort_keys=True)
     assert read(Cart, CART).wheels[1] == Wheel(spokes=8, width=2.5)
 
@@ -101,8 +102,8 @@ def test_numbers_stay_as_they_are() -> None:
     assert (cart.front.spokes, type(cart.front.spokes), type(cart.front.width)) == (4, int, int)
 
 
-def test_what_a_class_refuses_is_odd() -> None:
-    refused = {"spokes": 13, "width": 1.0}
+def test_a_value_that_its_class_refuses_becomes_empty() -> None:
+    refused: dict[str, Json] = {"spokes": 13, "width": 1.0}
     cart = read(Cart, {"spare": refused, "front": refused, "wheels": [refused, WHEEL]})
     assert cart.spare is None
     assert cart.front == Wheel(spokes=None, width=None)
@@ -111,7 +112,7 @@ def test_what_a_class_refuses_is_odd() -> None:
 
 @pytest.mark.parametrize("key", ["made", "others", "Name"])
 def test_unknown_keys_are_kept_in_the_field_for_them(key: str) -> None:
-    value = {"by": ["hand", 1, None]}
+    value: Json = {"by": ["hand", 1, None]}
     cart = read(Cart, {**CART, key: value, "front": {**WHEEL, "lost": 1}})
     assert cart.others == {key: value}
     assert to_json(cart) == {**CART, key: value}
@@ -148,7 +149,7 @@ def test_odd_values_are_empty_wherever_they_stand(value: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, HUGE, -HUGE, True, "1", "nan"])
-def test_what_is_not_a_finite_number_is_none(number: Any) -> None:
+def test_a_number_that_is_not_finite_becomes_none(number: Any) -> None:
     assert read(Cart, {"load": number}).load is None
     assert read(Wheel, {"spokes": number}).spokes is None
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
@@ -26,8 +25,8 @@ from souping.core.scores import (
     value_of,
 )
 from souping.core.types import TOLERANCE, ScoreMatrix, UserError
-from souping.evaluate.bfcl.benchmark import Bfcl
-from souping.logs.scores import LogScores
+from souping.evaluate.bfcl.bfcl_benchmark import Bfcl
+from souping.logs.log_scores import LogScores
 from souping.search import points as simplex
 from souping.testing import check_objective
 from tests.conftest import PAPER, ROOT
@@ -54,6 +53,16 @@ def test_percent_and_fraction_read_alike(tmp_path: Path, values: np.ndarray, per
     table = read_table(write(tmp_path / "t.csv", "\n".join([header, *rows])))
     assert table.published
     np.testing.assert_allclose(table.values, values, atol=1e-12)
+
+
+def test_a_category_may_be_called_model(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "t.csv", "model,model,b\nx,1,2\ny,3,4\n"))
+    assert (table.models, table.categories) == (("x", "y"), ("model", "b"))
+
+
+def test_a_score_table_that_is_not_there_is_an_error_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.csv"):
+        read_table(tmp_path / "no.csv")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +104,9 @@ def test_a_table_with_a_value_above_1_is_percent(
         ("model,a\nx,1\ny,-0.1\n", "t.csv:3: column 'a' holds '-0.1'"),
     ],
 )
-def test_what_is_no_table_of_scores(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_no_table_of_scores_is_refused_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path / "t.csv", text))
 

@@ -45,7 +45,7 @@ def test_a_soup_without_a_function_of_the_system(
     for name in ("posix_fallocate", "posix_fadvise", "preadv", "shm"):
         with pytest.MonkeyPatch.context() as patch:
             if name == "shm":
-                patch.setattr("souping.pipeline.serving.SHARED_MEMORY", tmp_path / "absent")
+                patch.setattr("souping.soups.serving.SHARED_MEMORY", tmp_path / "absent")
             else:
                 patch.delattr(os, name)
             assert merged(souping, family, tmp_path, f"without-{name}") == whole, name
@@ -60,6 +60,6 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert (system.cores(), LocalEvaluator().machine.resolved_threads) == (64, 8)
 
 
-def test_what_commands_a_terminal_is_written_out() -> None:
+def test_control_characters_are_written_out() -> None:
     assert safe("a\x1b[31m\u202eb\r\n\u00e9\U0001f372") == "a\\x1b[31m\\u202eb\\r\n\u00e9\U0001f372"
     assert one_line("a\x1b\r\n\t\u00e9") == "a\\x1b\\r\\n\\t\u00e9"

@@ -8,7 +8,7 @@ import pytest
 
 from souping.core.types import LateError, Missing, UserError
 from souping.evaluate.bfcl import find_environment
-from souping.pipeline.machine import Requirement
+from souping.runs.requirements import Requirement
 
 
 def test_a_remedy_is_a_field_and_ends_the_message() -> None:
@@ -44,7 +44,9 @@ def test_no_command_is_read_out_of_a_sentence() -> None:
     assert Missing.from_error(UserError(text)) == Missing(what=text)
 
 
-def test_what_is_missing_refuses_with_its_remedy(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_missing_package_or_disk_space_is_refused_with_its_remedy(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     with pytest.raises(UserError, match="python -m venv") as refused:
         find_environment(tmp_path_factory.mktemp("empty"))
     assert str(refused.value) == Missing.from_error(refused.value).sentence()

@@ -11,7 +11,7 @@ import pytest
 
 from souping.core.reading import read
 from souping.core.text import confidence
-from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Unit
+from souping.core.unit import BITS_PER_BYTE, MARGIN, POINTS, Estimate, Unit
 
 COUNT = Unit(
     name="words",
@@ -39,17 +39,14 @@ def test_scores_come_out_as_they_went_in(one: Unit) -> None:
 def test_points_are_fractions_to_the_last_bit() -> None:
     for value in (0.1, 1 / 3, 0.7812):
         assert POINTS.inner(value) == POINTS.raw(value) == value
-    table = {"mean": 0.1, "low": 0.0, "high": 1 / 3, "n": 3}
-    assert POINTS.raw_table(table) == table
+    estimate = Estimate(0.1, 0.0, 1 / 3)
+    assert POINTS.raw_estimate(estimate) == estimate
     assert read(Unit, None) == POINTS
 
 
 def test_a_loss_is_turned_round_with_its_limits() -> None:
-    inner = {"difference": 0.02, "low": -0.01, "high": 0.05, "p_value": 0.5}
-    found = BITS_PER_BYTE.raw_table(inner)
-    assert found == pytest.approx(
-        {"difference": -0.01, "low": -0.025, "high": 0.005, "p_value": 0.5}
-    )
+    found = BITS_PER_BYTE.raw_estimate(Estimate(0.02, low=-0.01, high=0.05))
+    assert found == pytest.approx(Estimate(-0.01, low=-0.025, high=0.005))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +67,7 @@ def test_a_loss_is_turned_round_with_its_limits() -> None:
     ],
     ids=lambda one: one.name if isinstance(one, Unit) else "",
 )
-def test_words(one: Unit, words: tuple[str, ...]) -> None:
+def test_a_unit_has_its_words_numbers_and_colours(one: Unit, words: tuple[str, ...]) -> None:
     made = (
         one.text(0.012, sign=True),
         one.level(0.7812),
@@ -88,7 +85,7 @@ def test_scores_are_ordered_by_their_unit() -> None:
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_a_dash_and_no_end_of_an_interval(odd: float) -> None:
+def test_a_number_that_is_not_finite_is_a_dash_and_no_end_of_an_interval(odd: float) -> None:
     assert POINTS.score(odd) == POINTS.end(odd, sign=True) == HIDDEN
     assert POINTS.interval(0.1, odd) == POINTS.interval(odd, 0.1) == ""
     assert POINTS.limits(odd, 0.1, 0.95) == "95 % interval without limits"

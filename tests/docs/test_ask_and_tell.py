@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Cli, pool_of, report_of
-from tests.docs.test_docs import blocks
+from tests.support.pages import blocks
 
 SBATCH = """#!/bin/bash
 for word; do
@@ -49,10 +49,8 @@ def test_the_scripts_end_with_a_report(souping: Cli, family: Path, tmp_path: Pat
     command = "evaluator.command='bash eval.sh {model} {items} {out}'"
     more = ["selector=topk", "selector.k=2", "optimiser=uniform", "hydra.run.dir=soups"]
     souping(*words, "evaluator=command", command, "executor=files", *more).ok()
-    path = os.pathsep.join(
-        [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
-    )
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    folders = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": os.pathsep.join(folders), "PYTHONPATH": str(ROOT)}
     subprocess.run(["bash", "rounds.sh", "soups"], cwd=tmp_path, env=environment, check=True)
     assert report_of(tmp_path / "soups")["verdict"]["sentence"]
     arrays = (tmp_path / "arrays.txt").read_text().splitlines()

@@ -246,7 +246,9 @@ def test_answer_files_tell_what_is_missing_and_the_table_does_not(tmp_path: Path
 
 def test_score_files_of_bfcl_list_failures_only(tmp_path: Path) -> None:
     for model, failures in (("a", [2]), ("b", [1, 2])):
-        lines = [{"accuracy": 0, "correct_count": 4 - len(failures), "total_count": 4}]
+        lines: list[dict[str, object]] = [
+            {"accuracy": 0, "correct_count": 4 - len(failures), "total_count": 4}
+        ]
         lines += [{"id": number, "model_result_raw": "Error: none"} for number in failures]
         (tmp_path / model).mkdir()
         text = "\n".join(map(json.dumps, lines))

@@ -21,8 +21,8 @@ import torch
 
 from souping.comparison.verdict import read_policy
 from tests.conftest import ROOT
-from tests.docs.test_docs import DOCS, FENCE
 from tests.support import lm_eval_tasks, texts, trainers, trajectory
+from tests.support.pages import DOCS, FENCE
 
 GENERATED = ("docs/reference.md", "docs/reference-files.md")
 PAGES = ["README.md", *(page for page in DOCS if page not in GENERATED)]
@@ -59,7 +59,7 @@ LEFT_OUT = {
     "run=$1\n": ASK,
     # docs/merging.md
     "#!/bin/bash\n#SBATCH --nodes=4": SLURM,
-    "souping pool.candidates='[ADAPTER_A": "needs trained adapters; tests/pipeline/test_merge_only.py has others",
+    "souping pool.candidates='[ADAPTER_A": "needs trained adapters; tests/soups/test_merge_only.py has others",
     "souping upload RUN": HUB,
     "souping plan upload RUN": HUB,
     "souping pool.candidates='[org/a": HUB,
@@ -157,7 +157,8 @@ class Reader:
             path = self.folder / named[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-            if path.suffix == ".toml":
+            # A package is installed and used by tests/cli/test_installed.py.
+            if path.suffix == ".toml" and path.name != "pyproject.toml":
                 read_policy(path)
         elif language == "bash":
             self.printed = ""
@@ -283,7 +284,7 @@ DEMO = ("docs/compare.md", "docs/extending.md", "docs/goals.md", "docs/large-run
 """Pages whose main job repeats that of README: they find its answers in their store."""
 
 
-def test_what_is_left_out_is_on_a_page_and_has_a_reason() -> None:
+def test_a_block_that_is_not_run_is_on_a_page_and_has_a_reason() -> None:
     starts = list[str]()
     for page in PAGES:
         for _, text in FENCE.findall((ROOT / page).read_text(encoding="utf-8")):
@@ -327,7 +328,7 @@ def test_a_page_runs_as_printed(
         reader.follow(language, text)
 
 
-def test_what_a_page_shows_and_no_command_prints_is_found() -> None:
+def test_a_line_of_a_page_that_no_command_prints_is_found() -> None:
     printed = "  soup   main   79.6 [74.3, 84.3]   p 0.008\nchose 1 python, 73.1 % on the split\n"
     assert missing("  soup   79.6 [74.3, 84.3]\n...\nchose 1 python ...\n", printed) == []
     assert missing("  soup   79.6 [74.3, 84.4]\n", printed) != []

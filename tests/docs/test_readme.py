@@ -11,7 +11,7 @@ import pytest
 
 import souping
 from tests.conftest import ROOT
-from tests.docs.test_docs import README, blocks
+from tests.support.pages import README, blocks
 
 (LINES,) = blocks(README, "python")
 

@@ -81,7 +81,9 @@ def test_models_of_a_script_are_those_of_the_experiment(script: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_script_refuses(tmp_path: Path) -> None:
+def test_a_script_refuses_an_unknown_step_a_missing_run_and_an_unpublished_pool(
+    tmp_path: Path,
+) -> None:
     assert (
         "download, plan, run, collect" in run_script(FOLDER / "table1b.sh", tmp_path, "bake").stderr
     )
@@ -94,7 +96,7 @@ def test_what_a_script_refuses(tmp_path: Path) -> None:
 
 
 def gpu_benchmark(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words]
+    command = [sys.executable, "-m", "benchmarks.gpu", *words]
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, env=variables, capture_output=True, text=True)
 

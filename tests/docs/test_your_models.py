@@ -68,7 +68,7 @@ TABLE = [
 """Selects from published scores, so that nothing is evaluated."""
 
 
-def test_a_selector(folder: Path) -> None:
+def test_the_selector_of_the_page_chooses_the_models_above_the_median(folder: Path) -> None:
     said = run_in(folder, *command("selector=above_median"), *TABLE)
     assert "CoALM" not in said
     assert "BitAgent-8B" in " ".join(said.split())
@@ -132,7 +132,7 @@ def test_a_method_and_its_rebuild(folder: Path, family: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_installed_package(folder: Path) -> None:
+def test_the_selector_works_from_an_installed_package(folder: Path) -> None:
     package = folder / "my_parts"
     (package / "conf" / "selector").mkdir(parents=True)
     for place in (package, package / "conf", package / "conf" / "selector"):

@@ -71,7 +71,7 @@ def test_an_evaluator_by_command_conforms(model: Any, tmp_path: Path) -> None:
     assert [record.output for record in one.evaluate(model, ITEMS)] == ["done"] * 4
 
 
-def test_what_is_written_wrong() -> None:
+def test_a_command_names_the_model_and_the_output_and_exists() -> None:
     with pytest.raises(UserError, match=r"\{model\} and \{out\}"):
         CommandEvaluator(command="eval.sh")
     assert CommandEvaluator(command="no-such-program {model} {out}").needs()
@@ -120,7 +120,7 @@ FAILURES = {
     "name",
     slow_unless({"the command fails", "items are missing", "the command hangs"}, FAILURES),
 )
-def test_what_came_of_a_command_that_failed_is_kept(
+def test_the_output_of_a_command_that_failed_is_kept(
     model: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -130,7 +130,7 @@ def test_what_came_of_a_command_that_failed_is_kept(
     lines, timeout, words = FAILURES[name]
     hangs = tmp_path / "hangs"
     clock = SimpleNamespace(monotonic=lambda: 1e9 * hangs.exists(), sleep=time.sleep)
-    monkeypatch.setattr("souping.evaluate.servers.process.time", clock)
+    monkeypatch.setattr("souping.evaluate.servers.server_process.time", clock)
     with pytest.raises(UserError) as refused:
         evaluator(tmp_path, *lines, timeout=timeout).evaluate(model, ITEMS)
     for word in words:
@@ -279,7 +279,9 @@ while not (model.parent / "detached.txt").is_file() or not (model.parent / "deta
 @pytest.mark.parametrize(
     "end", [answers(), "sys.exit(3)"], ids=["the command ends well", "the command fails"]
 )
-def test_what_a_command_detaches_ends_with_it(model: Any, tmp_path: Path, end: str) -> None:
+def test_a_process_that_a_command_detaches_ends_with_it(
+    model: Any, tmp_path: Path, end: str
+) -> None:
     with suppress(UserError):
         evaluator(tmp_path, DETACH, end).evaluate(model, ITEMS)
     assert not psutil.pid_exists(int((tmp_path / "detached.txt").read_text()))
@@ -287,7 +289,7 @@ def test_what_a_command_detaches_ends_with_it(model: Any, tmp_path: Path, end: s
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has child subreapers")
-def test_what_a_command_detaches_ends_at_the_timeout(model: Any, tmp_path: Path) -> None:
+def test_a_process_that_a_command_detaches_ends_at_the_timeout(model: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="timeout"):
         evaluator(tmp_path, DETACH, "time.sleep(600)", timeout=10).evaluate(model, ITEMS)
     assert not psutil.pid_exists(int((tmp_path / "detached.txt").read_text()))
@@ -305,7 +307,9 @@ def test_a_pipe_is_not_a_log(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_run(souping: Cli, family: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_command_is_measured_and_reported(
+    souping: Cli, family: Path, tmp_path: Path
+) -> None:
     line = "rows = [f\"{item['id']},{item['category']},{len(str(item)) % 2}\" for item in asked]"
     write = "(out / 'log.csv').write_text('\\n'.join(['item,category,score', *rows]))"
     command = f"evaluator.command='{script(tmp_path, line, write)}'"

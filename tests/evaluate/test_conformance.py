@@ -21,6 +21,7 @@ from souping.testing import check_evaluator
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
 from tests.support.live import live
+from tests.support.models import own_items
 from tests.support.texts import texts
 
 MODELS = ("tuned_python", "tuned_java")
@@ -75,7 +76,7 @@ def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             python=str(bfcl_place(place) / "bin" / "python"),
         )
     if evaluator.prompts.benchmark is not None:
-        items = evaluator.prompts.benchmark.items()
+        items = own_items(evaluator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("souping.evaluate.bfcl.run_bfcl_eval", bfcl_runner)
         yield Row(evaluator, items, tuple(served(evaluator, name) for name in MODELS))

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from souping.answers.claims import evaluator_digest
+from souping.answers.store import Store
 from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
@@ -22,16 +23,15 @@ from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding, keep_likely, sampler
 from souping.merge.local import LocalMerge
-from souping.pipeline.looks.claims import evaluator_digest
-from souping.pipeline.models import RunPool
-from souping.pipeline.store import Store
+from souping.soups.models import RunPool
 from tests.support.live import live
+from tests.support.models import HeldModel
 
 LOCAL = LocalEvaluator(max_new_tokens=4, batch_size=16, threads=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def served(family: Path) -> SimpleNamespace:
+def served(family: Path) -> HeldModel:
     return live(family / "ant", LOCAL.hosting.module_settings())
 
 
@@ -70,7 +70,7 @@ def item(prompt: Any, name: str = "i") -> Item:
 
 
 def test_neither_batches_nor_workers_change_the_answers(
-    served: SimpleNamespace, items: tuple[Item, ...]
+    served: HeldModel, items: tuple[Item, ...]
 ) -> None:
     together = [r.output for r in LOCAL.evaluate(served, items[:11])]
     assert together == [LOCAL.evaluate(served, [i])[0].output for i in items[:11]]
@@ -80,7 +80,7 @@ def test_neither_batches_nor_workers_change_the_answers(
 
 
 def test_generation_equals_a_loop_without_a_cache(
-    served: SimpleNamespace, items: tuple[Item, ...]
+    served: HeldModel, items: tuple[Item, ...]
 ) -> None:
     import torch
 
@@ -112,7 +112,7 @@ CHAT = item(({"role": "system", "content": "red"}, {"role": "user", "content": "
     ],
 )
 def test_messages_and_tools_go_through_the_template(
-    served: SimpleNamespace,
+    served: HeldModel,
     monkeypatch: pytest.MonkeyPatch,
     template: str | None,
     asked: Item,
@@ -130,24 +130,22 @@ def test_messages_and_tools_go_through_the_template(
     assert replace(CHAT, tools=(TOOL,)).fingerprint != CHAT.fingerprint
 
 
-def test_a_prompt_gets_all_that_the_context_leaves(served: SimpleNamespace) -> None:
+def test_a_prompt_gets_all_that_the_context_leaves(served: HeldModel) -> None:
     records = LOCAL.evaluate(served, [item("a" * 126, "tight"), item("red 1:", "short")])
     assert (records[0].outcome, len(records[0].tokens)) == ("truncated", 2)
     assert records[1] == LOCAL.evaluate(served, [item("red 1:", "short")])[0]
 
 
-def test_every_answer_says_how_it_ended(served: SimpleNamespace, items: tuple[Item, ...]) -> None:
+def test_every_answer_says_how_it_ended(served: HeldModel, items: tuple[Item, ...]) -> None:
     asked = (replace(LOCAL, max_new_tokens=40).evaluate(served, [one])[0] for one in items)
     cut = next(record for record in asked if len(set(record.tokens)) > 2)
     one = next(one for one in items if one.id == cut.item)
     assert (cut.outcome, len(cut.tokens), cut.prompt_key != "") == ("truncated", 40, True)
     change = next(n for n, token in enumerate(cut.tokens) if token != cut.tokens[0])
-    ending = SimpleNamespace(
-        **{**vars(served), "eos_token_ids": (cut.tokens[change], served.tokenizer.eos_token_id)}
-    )
+    ending = served.ending_at(cut.tokens[change], served.tokenizer.eos_token_id)
     # alone, and padded beside longer answers
     for others in ([], [other for other in items if other != one][:5]):
-        ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]  # type: ignore[arg-type]
+        ended = replace(LOCAL, max_new_tokens=40).evaluate(ending, [one, *others])[0]
         assert (ended.outcome, ended.tokens) == ("finished", cut.tokens[: change + 1])
         assert ended.output == cut.output[:change]  # the end is no part of the text
         stop = replace(LOCAL, max_new_tokens=40, stop=[cut.output[change]])
@@ -197,7 +195,7 @@ def copy(family: Path, place: Path, name: str, config: Mapping[str, Any]) -> Pat
 
 
 def test_no_generation_config_decodes_anything(
-    family: Path, tmp_path: Path, served: SimpleNamespace, items: tuple[Item, ...]
+    family: Path, tmp_path: Path, served: HeldModel, items: tuple[Item, ...]
 ) -> None:
     plain = tokens(LOCAL.evaluate(served, items[:24]))
     folder = copy(family, tmp_path, "ant", PENALTY)
@@ -232,9 +230,7 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(
         pool.close()
 
 
-def test_a_sampled_answer_knows_no_neighbours(
-    served: SimpleNamespace, items: tuple[Item, ...]
-) -> None:
+def test_a_sampled_answer_knows_no_neighbours(served: HeldModel, items: tuple[Item, ...]) -> None:
     items = items[:24]
     together = tokens(DRAWN.evaluate(served, items, 1))
     assert together == [tokens(DRAWN.evaluate(served, [item], 1))[0] for item in items]
@@ -258,7 +254,7 @@ def test_draws_follow_the_probabilities() -> None:
         assert abs(counts[token] / 4000 - share) < 4 * error
 
 
-def test_what_sampling_leaves_out() -> None:
+def test_top_k_top_p_and_min_p_keep_the_likely_tokens() -> None:
     import torch
 
     scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
@@ -304,7 +300,7 @@ def test_greedy_repeats_are_asked_in_other_batches(items: tuple[Item, ...]) -> N
     )
 
 
-def test_how_answers_become_a_score() -> None:
+def test_several_answers_score_by_their_mean_or_by_the_best() -> None:
     one = Item(id="i", category="c", prompt="p", answer="7", scorer="number")
     said = ["it is 7", "3", "no: 3", "7.0", "so 3"]
     records = [[Record(item="i", score=float("7" in text), output=text) for text in said]]

@@ -126,7 +126,7 @@ class TestVllm:
         )
         engine = VllmEngine()
         read = Passage(before=(0,), scored=tuple(range(1, 300)))
-        assert engine.likelihoods(LOSS, model, [read, read], None) == [-sum(range(300))] * 2
+        assert engine.likelihoods(LOSS.machine, model, [read, read], None) == [-sum(range(300))] * 2
         assert all(len(tokens) <= 127 for tokens, _ in read.windows(126, None))
 
     def test_log_probabilities_are_those_of_the_prompts_own_tokens(

@@ -16,7 +16,7 @@ from souping.evaluate import lm_eval
 from souping.evaluate.bfcl import BfclEvaluator
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.evaluate.lm_eval.tasks import IN_ITEMS
+from souping.evaluate.lm_eval.tasks import IN_ITEMS, HarnessSettings, Loaded, load_documents
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer
 
@@ -113,9 +113,13 @@ def test_copies_of_an_evaluator_load_its_tasks_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm_eval_tasks.make(tmp_path)
-    loads = list[Any]()
-    load = lm_eval.load_documents
-    monkeypatch.setattr(lm_eval, "load_documents", lambda one: loads.append(one) or load(one))
+    loads = list[HarnessSettings]()
+
+    def counted(settings: HarnessSettings) -> dict[str, Loaded]:
+        loads.append(settings)
+        return load_documents(settings)
+
+    monkeypatch.setattr(lm_eval, "load_documents", counted)
     first = HarnessEvaluator(
         tasks=["write"], include_path=str(tmp_path), device="cpu", logs={"ant": "/some/log"}
     )

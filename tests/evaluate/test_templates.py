@@ -89,14 +89,14 @@ def test_a_template_gives_what_the_tokenizer_gives(tokenizer: Any, name: str, to
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_MUCH))
-def test_what_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
+def test_a_template_that_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = TOO_MUCH[name]
     with pytest.raises(UserError, match="item i: "):
         render(tokenizer, item())
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_LONG))
-def test_what_does_not_end_is_stopped(
+def test_a_template_that_does_not_end_is_stopped(
     tokenizer: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer.chat_template = TOO_LONG[name]

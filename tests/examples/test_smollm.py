@@ -14,6 +14,7 @@ import pytest
 from examples.smollm.data import (
     FILES,
     NONE,
+    ChoiceItem,
     Material,
     families,
     gather,
@@ -31,7 +32,6 @@ from examples.smollm.train import (
     write_base,
 )
 from souping.core.types import UserError
-from souping.evaluate.benchmark import first_items
 from tests.conftest import ROOT, Cli
 from tests.support import smollm_kit
 
@@ -80,7 +80,11 @@ def test_the_example_runs_small_from_selection_to_report(
     assert "max_trials: 12" in souping(*command, "--cfg", "job", "--package", "optimiser").out
     souping(*command).refused("outputs/smollm")
     folder = tmp_path / "outputs" / "smollm"
-    write_tasks(first_items(material.asked("test"), 8), folder / "tasks")
+    some = list[ChoiceItem]()
+    for category in dict.fromkeys(item.category for item in material.asked("test")):
+        of_category = [item for item in material.asked("test") if item.category == category]
+        some.extend(of_category[:8])
+    write_tasks(some, folder / "tasks")
     for seed, name in enumerate(("base", *SLICES)):
         smollm_kit.model(folder / "models" / name, seed)
     done = souping(
@@ -139,7 +143,7 @@ def test_the_same_seed_gives_the_same_bytes(
     assert all(name.startswith("model.layers.1.") for name in changed)
 
 
-def test_what_is_there_stays_unless_it_is_half_made(
+def test_a_fine_tune_that_is_there_stays_unless_it_is_half_made(
     material: Material, start: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "made"

@@ -17,14 +17,13 @@ from souping.logs.bfcl import FAILED, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
 from souping.logs.lm_eval import read_lm_eval, samples_of
+from souping.logs.log_scores import LogScores
 from souping.logs.match import matched, moments
 from souping.logs.records import LoggedAnswer, json_lines, metrics_of, pick_model
 from souping.logs.runs import read_run
-from souping.logs.scores import LogScores
 from souping.logs.sources import read_logs
-from tests.comparison.test_runs import answered, run  # noqa: F401  (a fixture)
-from tests.logs.test_match import log, match, metric
-from tests.logs.test_readers import PYTHON, Frame, write_csv
+from tests.support.logs import PYTHON, Frame, log, match, metric, write_csv
+from tests.support.runs import answered, write_run
 
 HERE = Path("log")
 
@@ -174,9 +173,9 @@ def test_losses_are_turned_round_and_groups_named_by_the_item(tmp_path: Path) ->
 # Runs
 
 
-def test_several_answers_count_one_by_one_if_the_score_is_their_mean(run: Any) -> None:  # noqa: F811
+def test_several_answers_count_one_by_one_if_the_score_is_their_mean(tmp_path: Path) -> None:
     """Of four answers one is wrong in every second item: the mean is (3 + n % 2) / 4, the best 1."""
-    folder = run("mean", 1, answered(best=False))
+    folder = write_run(tmp_path / "mean", step=1, change=answered(best=False))
     task = read_run(folder, "", "").tasks["c"]
     answers = task.metrics["score"].answers
     assert len(answers) == 4 * 60
@@ -189,18 +188,20 @@ def test_several_answers_count_one_by_one_if_the_score_is_their_mean(run: Any) -
     ]
     assert task.settings["score of several answers"] == "their mean"
 
-    best = read_run(run("best", 1, answered(best=True)), "", "").tasks["c"]
+    best = read_run(write_run(tmp_path / "best", step=1, change=answered(best=True)), "", "").tasks[
+        "c"
+    ]
     assert len(best.metrics["score"].answers) == 60
     assert {answer.score for answer in best.metrics["score"].answers} == {1.0}
     assert best.settings["score of several answers"] == "the best of 4"
 
 
-def test_an_answer_of_a_run_has_its_texts_and_hashes(run: Any) -> None:  # noqa: F811
+def test_an_answer_of_a_run_has_its_texts_and_hashes(tmp_path: Path) -> None:
     def written(number: int, line: dict[str, Any]) -> None:
         line["models"]["soup"] |= {"resps": [["four"]], "sent_hash": f"s{number}"}
         line["doc"] |= {"group": f"g{number // 2}", "topic": "t"}
 
-    folder = run("a", 2, written)
+    folder = write_run(tmp_path / "a", step=2, change=written)
     first = read_run(folder, "soup", "").tasks["c"].metrics["score"].answers[0]
     assert (first.characters, first.output, first.prompt) == (4, "four", "p")
     assert (first.group, first.prompt_hash, first.identity) == ("g0", "s0", "p0")
@@ -345,7 +346,7 @@ def test_version_2_is_that_of_3_and_sizes_of_live_files_may_be_others() -> None:
     assert coefficients_of(overall("v4"), []) == {}
 
 
-def test_what_items_share() -> None:
+def test_items_share_a_story_a_state_a_question_or_a_function() -> None:
     entry = {"question": [[{"b": 1, "a": 2}], "later"], "initial_config": {"y": 1, "x": 2}}
     assert list(shared_content("multi_turn_base_7", entry)) == [
         "story multi_turn 7", 'state {"x": 2, "y": 1}', 'question [{"a": 2, "b": 1}]',
@@ -461,6 +462,67 @@ def test_fewer_samples_than_the_harness_counted_are_a_file_that_is_cut_off(
         assert not read_lm_eval(folder, "", "").tasks["t"].metrics["acc"].is_mean
         return
     with pytest.raises(UserError, match="2 of 3 samples"):
+        read_lm_eval(folder, "", "")
+
+
+@pytest.mark.parametrize(
+    ("figures", "sizes", "by_size"),
+    [
+        # Tasks have 0.4 and 0.8: by sizes of 1 and 3 the mean is 0.7, over tasks 0.6.
+        ({"acc,none": 0.7}, {"t": 1, "u": 3}, True), ({"acc,none": 0.6}, {"t": 1, "u": 3}, False),
+        ({"acc,none": 0.66}, {"t": 1, "u": 3}, True), ({"acc,none": 0.64}, {"t": 1, "u": 3}, False),
+        # A size that is not told counts as 1; equal sizes tell nothing.
+        ({"acc,none": 0.7}, {"u": 3}, True), ({"acc,none": 0.6}, {"t": 1, "u": 1}, None), ({"acc,none": 0.6}, {}, None),
+        # Standard errors, texts and what is no metric say nothing; a later metric may.
+        ({"acc_stderr,none": 0.7}, {"t": 1, "u": 3}, None), ({"alias": 0.7, "acc,none": "N/A"}, {"t": 1, "u": 3}, None),
+        ({"f1,none": 0.3, "acc,none": 0.7}, {"t": 1, "u": 3}, True), ({"acc,none": math.nan}, {"t": 1, "u": 3}, False),
+    ],
+)  # fmt: skip
+def test_a_group_of_lm_eval_is_weighted_as_its_figure_says(
+    tmp_path: Path, figures: dict[str, Any], sizes: dict[str, int], by_size: bool | None
+) -> None:
+    folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(n, [["x"]]) for n in range(3)])
+    path = folder / "results_2024-01-01.json"
+    table = json.loads(path.read_text())
+    table["configs"]["u"] = {}
+    table["group_subtasks"] = {"g": ["inner"], "inner": ["t", "u"], "t": []}
+    table["results"] = {
+        "t": {"acc,none": 0.4, "f1,none": 0.3},
+        "u": {"acc,none": 0.8, "f1,none": 0.3},
+        "g": figures,
+    }
+    table["n-samples"] = {task: {"effective": size} for task, size in sizes.items()}
+    path.write_text(json.dumps(table))
+    (folder / "samples_t_2024-01-01.jsonl").rename(folder / "samples_u_2024-01-01.jsonl")
+    (folder / "samples_t_2024-01-01.jsonl").write_text(json.dumps(lm_eval_sample(0, [["x"]])))
+    found = read_lm_eval(folder, "", "")
+    assert (found.groups["g"].members, found.groups["g"].weight_by_size) == (("t", "u"), by_size)
+    assert set(found.groups) == {"g", "inner"}
+    assert found.requested == ("g",)
+
+
+def test_two_tasks_are_not_split_by_a_field(tmp_path: Path) -> None:
+    folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(0, [["x"]])], **{"acc,none": 1.0})
+    (alone,) = read_logs(folder, category="topic")
+    assert list(alone.tasks) == ["sums"]
+    path = folder / "results_2024-01-01.json"
+    table = json.loads(path.read_text())
+    for key in ("configs", "results"):
+        table[key]["u"] = table[key]["t"]
+    path.write_text(json.dumps(table))
+    (folder / "samples_u_2024-01-01.jsonl").write_text(json.dumps(lm_eval_sample(0, [["x"]])))
+    with pytest.raises(UserError, match="splits one task"):
+        read_logs(folder, category="topic")
+
+
+@pytest.mark.parametrize("size", [-1, "many", math.inf, 1e300])
+def test_a_size_that_is_no_number_of_samples_is_refused(tmp_path: Path, size: Any) -> None:
+    folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(0, [["x"]])], **{"acc,none": 1.0})
+    path = folder / "results_2024-01-01.json"
+    table = json.loads(path.read_text())
+    table["n-samples"]["t"]["effective"] = size
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match="n-samples"):
         read_lm_eval(folder, "", "")
 
 

@@ -19,7 +19,7 @@ from tests.support.bfcl_logs import calls, variants, write_project
 
 
 def groups(common: Matched) -> dict[str, str]:
-    group_of = {}
+    group_of = dict[str, str]()
     for (metric,) in common.metrics.values():
         group_of.update(zip(metric.items, metric.groups, strict=True))
     return group_of
@@ -74,7 +74,7 @@ class TestGroups:
     def test_logs_in_which_all_fail_have_the_groups_of_the_evaluator(
         self, bfcl: Any, tmp_path: Path
     ) -> None:
-        from souping.evaluate.bfcl.benchmark import _entries, _groups
+        from souping.evaluate.bfcl.bfcl_benchmark import _entries, _groups
 
         files = {}
         for name in FILE_ITEMS:

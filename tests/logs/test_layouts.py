@@ -210,7 +210,7 @@ class TestEveryEvalEver:
         assert any("differ in 50 %" in note for note in notes)
 
 
-TRIES = {
+TRIES: dict[str, dict[str, list[int | None]]] = {
     "base": {"q1": [1, 0], "q2": [0, 0], "q3": [1, None]},
     "cand": {"q1": [1, 1], "q2": [1, 0], "q3": [1, 0]},
 }
@@ -357,8 +357,9 @@ class TestArrays:
         scores[0] = np.nan
         assert compared(list(self.BASE), scores).average_row("cand").missing == 1
 
-    def test_what_a_mask_hides_is_a_missing_answer(self) -> None:
-        scores = np.ma.array(self.CAND, mask=[True, True, False, False, False, False])
+    def test_a_masked_score_is_a_missing_answer(self) -> None:
+        mask = [True, True, False, False, False, False]
+        scores: np.ma.MaskedArray = np.ma.array(self.CAND, mask=mask)
         found = compared(list(self.BASE), scores).average_row("cand")
         hidden = np.array([np.nan, np.nan, *self.CAND[2:]])
         assert found == compared(list(self.BASE), hidden).average_row("cand")
@@ -407,6 +408,6 @@ class TestArrays:
             "a file",
         ],
     )
-    def test_what_cannot_be_paired_is_refused(self, scores: Any, words: str) -> None:
+    def test_scores_that_cannot_be_paired_are_refused(self, scores: Any, words: str) -> None:
         with pytest.raises(UserError, match=words):
             compared(list(self.BASE), scores)

@@ -8,40 +8,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from souping.core.types import UserError
-from souping.logs.match import Matched, matched
-from souping.logs.records import Group, Log, LoggedAnswer, LoggedMetric, Task
+from souping.logs.match import matched
+from souping.logs.records import Group, Log, LoggedAnswer
 from souping.logs.sources import read_logs
-from tests.logs.test_readers import DATA, ROWS, write_csv
-
-
-def log(name: str, answers: dict[str, float] | None = None, **changes: Any) -> Log:
-    """A log of one task `t` with these scores, or four of them."""
-    scores = answers or {f"i{n}": n % 2 for n in range(4)}
-    found = tuple(
-        LoggedAnswer(item=item, score=score, prompt_hash=item) for item, score in scores.items()
-    )
-    metric = LoggedMetric(name="acc", higher_is_better=True, is_mean=True, answers=found)
-    task = Task(name="t", metrics={"acc": metric}, settings={"number of shots": "0"})
-    whole = Log(path=Path(name), harness="lm_eval", model=name, tasks={"t": task}, requested=("t",))
-    return replace(whole, **changes)
-
-
-def task(own: Log, **changes: Any) -> Log:
-    return replace(own, tasks={"t": replace(own.tasks["t"], **changes)})
-
-
-def metric(own: Log, **changes: Any) -> Log:
-    return task(own, metrics={"acc": replace(own.tasks["t"].metrics["acc"], **changes)})
-
-
-def match(*logs: Log, **settings: Any) -> Matched:
-    return matched({f"m{n}": [one] for n, one in enumerate(logs)}, **settings)
+from tests.support.logs import DATA, ROWS, log, match, metric, task, write_csv
 
 
 def renamed(own: Log) -> Log:
@@ -176,7 +151,7 @@ def test_logs_of_lm_eval() -> None:
     assert len(found.metrics["pick2"][0].items) == 6
 
 
-def test_logs_of_bfcl() -> None:
+def test_logs_of_bfcl_match_with_their_missing_answers() -> None:
     found = matched({name: read_logs(DATA / "bfcl" / name) for name in "ab"})
     assert {name: len(one.items) for name, (one,) in found.metrics.items()} == {
         "irrelevance": 5,

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import math
@@ -13,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -21,37 +21,11 @@ from souping.core.types import UserError
 from souping.logs.match import matched
 from souping.logs.records import Group, Log
 from souping.logs.sources import read_logs
-from tests.conftest import ROOT
-
-DATA = ROOT / "tests" / "data" / "logs"
-PYTHON = DATA / "lm_eval" / "tuned_python"
+from tests.support.logs import DATA, PYTHON, ROWS, Frame, write_csv
 
 
 def mean(log: Log, task: str, metric: str) -> float:
     return float(np.nanmean([answer.score for answer in log.tasks[task].metrics[metric].answers]))
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-ROWS = [{"item": f"i{n}", "category": "ab"[n % 2], "score": n % 3 / 2} for n in range(6)]
-
-
-class Frame:
-    """What is read of a pandas DataFrame."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-        self.columns = list(rows[0]) if rows else []
-
-    def to_dict(self, orient: str) -> list[dict[str, Any]]:
-        assert orient == "records"
-        return self.rows
 
 
 class TestLmEval:
@@ -71,7 +45,7 @@ class TestLmEval:
         assert means == pytest.approx(figures)
         assert len(means) == 7
 
-    def test_what_was_asked_for_and_how_a_group_is_averaged(self, log: Log) -> None:
+    def test_the_requested_tasks_and_the_averages_of_groups_are_read(self, log: Log) -> None:
         assert set(log.requested) == {"picks", "shots", "translate", "last"}
         assert log.groups == {
             "picks": Group(name="picks", members=("pick", "pick2"), weight_by_size=False)
@@ -93,7 +67,7 @@ class TestLmEval:
     def test_the_first_metric_is_a_mean_where_there_is_one(self, log: Log) -> None:
         assert list(log.tasks["last"].metrics) == ["acc", "perplexity"]
 
-    def test_settings_and_texts(self, log: Log) -> None:
+    def test_settings_prompts_and_outputs_are_read(self, log: Log) -> None:
         assert log.tasks["shots"].settings == {"task version": "1.0", "number of shots": "2"}
         answer = log.tasks["translate"].metrics["bleu"].answers[0]
         assert answer.characters == len(answer.output) > 0
@@ -139,7 +113,7 @@ class TestLmEval:
         (log,) = read_logs(results(results=figures, **{"n-samples": counts})(tmp_path))
         assert log.groups["picks"].weight_by_size is by_size
 
-    def test_no_groups(self, tmp_path: Path) -> None:
+    def test_a_log_without_groups_requests_its_tasks(self, tmp_path: Path) -> None:
         (log,) = read_logs(results(group_subtasks=None)(tmp_path))
         assert (log.groups, set(log.requested)) == ({}, set(log.tasks))
 
@@ -169,7 +143,9 @@ class TestLmEval:
         assert log.groups["g0"].members == ("pick", "pick2")
 
     @pytest.mark.slow
-    def test_the_installed_harness(self, tmp_path: Path) -> None:
+    def test_files_of_the_installed_harness_have_the_scores_that_it_returns(
+        self, tmp_path: Path
+    ) -> None:
         """What `simple_evaluate` returns and what is read of its files are one."""
         lm_eval = pytest.importorskip("lm_eval")
         from lm_eval.loggers import EvaluationTracker
@@ -223,9 +199,11 @@ class TestBfcl:
         assert missing == ["simple_python_4"]
 
     @pytest.mark.slow
-    def test_the_installed_package(self, bfcl: Any, tmp_path: Path) -> None:
+    def test_files_of_the_installed_bfcl_eval_have_the_scores_that_it_returns(
+        self, bfcl: Any, tmp_path: Path
+    ) -> None:
         from souping.evaluate.benchmark import first_items
-        from souping.evaluate.bfcl.benchmark import BfclBenchmark
+        from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
         from tests.support.bfcl import right_answer, score
 
         categories = ("simple_python", "irrelevance")
@@ -331,6 +309,20 @@ class TestInspect:
         assert log.model == "mockllm/model"
 
 
+def test_an_inspect_log_that_unpacks_to_more_than_any_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zip may unpack to a hundred times its size, or to 256 MB if that is more: here to 1 MB."""
+    monkeypatch.setattr("souping.core.files.UNPACKED_BYTES", 1 << 20)
+    log = tmp_path / "log.eval"
+    for size, refused in ((1 << 20, False), ((1 << 20) + 1, True)):
+        with ZipFile(log, "w", ZIP_DEFLATED) as archive:
+            archive.writestr("samples/1.json", bytes(size))
+        with pytest.raises(UserError, match=r"log\.eval: ") as error:
+            read_logs(log)
+        assert ("unpack" in str(error.value)) == refused
+
+
 def test_inspect_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "inspect_ai.log", None)
     monkeypatch.setitem(__import__("sys").modules, "inspect_ai", None)
@@ -350,7 +342,7 @@ class TestTables:
         assert logs[0][0].tasks == logs[1][0].tasks == logs[2][0].tasks
         assert logs[0][0].requested == ("a", "b")
 
-    def test_every_optional_column(self, tmp_path: Path) -> None:
+    def test_every_optional_column_is_read(self, tmp_path: Path) -> None:
         rows = [
             {
                 **row,
@@ -673,7 +665,7 @@ for name in ("tokens", "repeat", "score"):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_log_is_one_line(case: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_log_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     make, words = BAD[case]
     with pytest.raises(UserError, match=words) as refused:
         read_logs(make(tmp_path))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from souping.core.text import human
 from souping.core.types import UserError
 from souping.merge.alignment import check_tensor_weights, fitted, place_tensors
 from souping.merge.factors import Product, blocks_of
-from souping.merge.plan import PlannedTensor
+from souping.merge.plan import PlannedTensor, base_name, tokenizer_source
 from tests.support.checkpoints import (
     expected,
     family,
@@ -45,6 +47,21 @@ def test_a_soup_of_one_model_is_that_model_whatever_the_scale(tmp_path: Path) ->
     soup = soup_of(folders, tmp_path / "soup", (1.0,), **settings)
     for name, tensor in random_tensors(0).items():
         assert same_bits(soup[name], tensor), name
+
+
+def test_one_model_needs_no_base_unless_its_difference_is_scaled(tmp_path: Path) -> None:
+    folders = family(tmp_path, 1)
+    alone = replace(simple(folders, (1.0,)), method="task_arithmetic")
+    made = plan(alone, folders)
+    assert (made.method, made.read_bytes) == ("linear", made.nbytes)
+    assert {band.op for tensor in made.tensors for band in tensor.bands} == {"copy"}
+    for changed in (
+        replace(alone, weights=(0.5,)),
+        replace(alone, settings={"scale": 0.5}),
+        replace(simple(family(tmp_path / "two", 2), (0.5, 0.5)), method="task_arithmetic"),
+    ):
+        with pytest.raises(UserError, match=r"merge\.base_model"):
+            plan(changed, family(tmp_path / "two", 2) if len(changed.weights) > 1 else folders)
 
 
 # Overrides
@@ -198,6 +215,36 @@ def test_a_plan_counts_its_bytes_and_names_the_place_of_each_tensor(tmp_path: Pa
         assert index["weight_map"][tensor.name] == made.shards[tensor.shard]
         assert tensor.nbytes == sizes[tensor.name]
     assert plan(simple(folders, (0.3, 0.7)), folders).index() is None
+
+
+@pytest.mark.parametrize(("size", "place"), [("5GB", "model.safetensors"), (200, "shards and")])
+def test_a_plan_says_what_it_reads_and_where_it_writes(
+    tmp_path: Path, size: int | str, place: str
+) -> None:
+    folders = family(tmp_path, 2)
+    made = plan(simple(folders, (0.25, 0.75)), folders, max_shard_size=size)
+    first, second = made.describe().split("\n")
+    assert first == f"linear soup {made.recipe.id}: 0.25 x m0 + 0.75 x m1"
+    assert second.startswith(f"7 tensors, bfloat16, reads {human(2 * made.nbytes)}, writes ")
+    assert f"writes {human(made.nbytes)} to " in second
+    ending = second.partition(" to ")[2]
+    if size == "5GB":
+        assert ending == place
+    else:
+        assert ending == f"{len(made.shards)} shards and model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("taken", "name"),
+    [((), "base"), (("a", "base"), "base model"), (("base model", "base"), "base model model")],
+)
+def test_the_base_has_a_name_of_its_own(taken: tuple[str, ...], name: str) -> None:
+    assert base_name(taken) == name
+
+
+def test_a_tokenizer_comes_from_an_ingredient_of_the_recipe(tmp_path: Path) -> None:
+    made = simple(family(tmp_path, 2), (0.5, 0.5))
+    assert [tokenizer_source(name, made) for name in ("m1", "m2", None)] == ["m1", None, None]
 
 
 # Factors of adapters

@@ -17,13 +17,15 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from souping.core.text import install
 from souping.core.types import Recipe, UserError
-from souping.merge import CandidatePool, MergeBackend
+from souping.merge import CandidatePool, Vocab
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.adapters import AdapterPool
+from souping.merge.backend import MergeBackend
+from souping.merge.kernels import METHODS
 from souping.merge.local import FullModelPool, LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from tests.conftest import ROOT
@@ -107,7 +109,7 @@ def test_recipes_keep_the_pools_order_and_drop_zeros(
 
 
 @pytest.mark.parametrize("weights", [{"m0": 0.25, "m2": 0.75}, {"m1": 1.0}])
-def test_written_is_poured(
+def test_the_written_soup_is_the_soup_in_memory(
     backend: MergeBackend, folders: Siblings, weights: Mapping[str, float], tmp_path: Path
 ) -> None:
     pool = backend.open(folders)
@@ -119,9 +121,7 @@ def test_written_is_poured(
     assert recipe.id in plan.describe()
     assert plan.save(tmp_path / "plan.json") == tmp_path / "plan.json"
     assert recipe.id in (tmp_path / "plan.json").read_text()
-    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(
-        folders["m0"], dtype=torch.float32
-    )
+    module = LlamaForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
     pool.live(module).load_soup(recipe)
     state = module.state_dict()
     written = load_file(out / "model.safetensors")
@@ -152,9 +152,7 @@ def test_an_ingredient_that_changed_makes_no_soup(
 ) -> None:
     pool = backend.open(folders)
     recipe = pool.recipe({"m0": 0.25, "m1": 0.75})
-    module: LlamaForCausalLM = AutoModelForCausalLM.from_pretrained(
-        folders["m0"], dtype=torch.float32
-    )
+    module = LlamaForCausalLM.from_pretrained(folders["m0"], dtype=torch.float32)
     live = pool.live(module)
     stream = pool.stream(recipe)
     flip(folders["m1"] / "model.safetensors")
@@ -252,14 +250,12 @@ def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.Mo
 
 
 def llama(seed: int, **settings: Any) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        **{
-            "vocab_size": 97, "hidden_size": 32, "intermediate_size": 55, "num_hidden_layers": 1,
-            "num_attention_heads": 4, "num_key_value_heads": 2, **settings,
-        }
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 55, "num_hidden_layers": 1,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config).to(torch.bfloat16)
+    return LlamaForCausalLM(LlamaConfig.from_dict({**sizes, **settings})).bfloat16()
 
 
 def pool_of(
@@ -305,7 +301,7 @@ def test_pour_after_pour_equals_loading_what_was_written(
 
 
 @pytest.mark.parametrize("rule", ["union", "intersect"])
-def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: str) -> None:
+def test_the_vocabulary_follows_the_soup(tmp_path: Path, rule: Vocab) -> None:
     folders = pool_of(tmp_path, (97, 103, 97), tie_word_embeddings=True)
     pool = LocalMerge(vocab=rule).open(folders)
     module = loaded(folders["m0"], torch.float32)
@@ -323,22 +319,18 @@ def test_whatever_was_poured_before_a_pour_equals_what_is_written(
     tmp_path: Path, method: str
 ) -> None:
     folders = pool_of(tmp_path)
-    based: dict[str, Any] = (
-        {"base_model": str(folders["m2"])} if method in ("task_arithmetic", "model_stock") else {}
+    merge = LocalMerge(
+        method=method, base_model=str(folders["m2"]) if METHODS[method].base else None
     )
+    half = replace(merge, dtype="float32", scale=0.5 if METHODS[method].base else 1.0)
     recipes = []
-    for scale, dtype in ((1.0, None), (0.5, "float32")):
-        pool = LocalMerge(
-            method=method, dtype=dtype, **based, **({"scale": scale} if based else {})
-        ).open(folders)
-        weights = ((0.35, 0.65, 0.0), (0.9, 0.1, 0.0), (0.0, 1.0, 0.0), (0.35, 0.65, 0.0))
+    weights = ((0.35, 0.65, 0.0), (0.9, 0.1, 0.0), (0.0, 1.0, 0.0), (0.35, 0.65, 0.0))
+    for pool in (merge.open(folders), half.open(folders)):
         recipes += [mix(pool, *row) for row in weights]
     if method == "linear":
-        overrides = (recipes[1], [1.0, 0.0]), (recipes[0], [0.5, 0.5])
-        recipes += [
-            replace(each, settings={"overrides": [["layers.0", row]]}) for each, row in overrides
-        ]
-    pool = LocalMerge(method=method, **based).open(folders)
+        for recipe, row in ((recipes[1], [1.0, 0.0]), (recipes[0], [0.5, 0.5])):
+            recipes.append(replace(recipe, settings={"overrides": [["layers.0", row]]}))
+    pool = merge.open(folders)
     written = {}
     for recipe in recipes:
         if recipe.id not in written:
@@ -356,7 +348,7 @@ def test_a_module_whose_parameters_moved_is_filled_where_they_are(tmp_path: Path
     module = loaded(folders["m0"], torch.float32)
     live = pool.live(module)
     live.load_soup(mix(pool, 0.2, 0.5, 0.3))
-    module.to(torch.bfloat16)
+    module.bfloat16()
     norm = module.model.norm
     norm.weight = torch.nn.Parameter(torch.zeros_like(norm.weight))
     live.load_soup(mix(pool, 0.3, 0.4, 0.3))
@@ -370,22 +362,29 @@ SMALL = {
     "num_key_value_heads": 2,
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
-MODELS: dict[str, Callable[[], Any]] = {
-    "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**SMALL, num_local_experts=4)),
-    "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
-        transformers.Qwen2MoeConfig(**SMALL, **EXPERTS, shared_expert_intermediate_size=24)
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig.from_dict({**SMALL, "num_local_experts": 4})
     ),
-    "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SMALL, **EXPERTS, head_dim=8)),
+    "qwen2_moe": lambda: transformers.Qwen2MoeForCausalLM(
+        transformers.Qwen2MoeConfig.from_dict(
+            {**SMALL, **EXPERTS, "shared_expert_intermediate_size": 24}
+        )
+    ),
+    "qwen3_moe": lambda: transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig.from_dict({**SMALL, **EXPERTS, "head_dim": 8})
+    ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
         )
     ),
-    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig(**SMALL, head_dim=8)),
+    "gemma": lambda: transformers.GemmaForCausalLM(transformers.GemmaConfig.from_dict({**SMALL, "head_dim": 8})),
     "t5": lambda: transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
-        )
+        transformers.T5Config.from_dict({
+            "vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+            "decoder_start_token_id": 0,
+        })
     ),
     "mamba": lambda: transformers.MambaForCausalLM(
         transformers.MambaConfig(vocab_size=99, hidden_size=32, state_size=8, num_hidden_layers=2)
@@ -398,7 +397,7 @@ def test_soup_is_the_arithmetic_and_generates(name: str, tmp_path: Path) -> None
     folders = {str(seed): tmp_path / str(seed) for seed in range(2)}
     for seed, folder in folders.items():
         torch.manual_seed(int(seed))
-        MODELS[name]().to(torch.bfloat16).save_pretrained(folder)
+        MODELS[name]().bfloat16().save_pretrained(folder)
     pool = LocalMerge().open(folders)
     recipe = pool.recipe({"0": 0.25, "1": 0.75})
     assert list(pool.warnings) == []

@@ -137,7 +137,7 @@ def test_a_candidate_that_is_loaded_again_has_the_values_of_the_first_time() -> 
         )
 
 
-def test_what_the_engine_makes_by_itself_is_not_averaged() -> None:
+def test_weights_that_the_engine_makes_itself_are_not_averaged() -> None:
     made = models()
     # 0.3 x + 0.6 x is not x.
     shares = {"ant": 0.3, "bee": 0.6}
@@ -156,7 +156,9 @@ def test_what_the_engine_makes_by_itself_is_not_averaged() -> None:
     ],
     ids=["another method", "settings", "a candidate that was not loaded"],
 )
-def test_what_is_not_checked_is_said_once(soup: Recipe, why: str, lines: list[str]) -> None:
+def test_weights_that_were_not_checked_are_said_once(
+    soup: Recipe, why: str, lines: list[str]
+) -> None:
     made = models()
     weights = known(made)
     for _ in range(2):
@@ -253,7 +255,7 @@ def test_stacked_experts_are_those_of_the_files() -> None:
         weights.check(recipe({"bee": 1.0}), sampled(engine["ant"]), True)
 
 
-def test_what_is_equal_in_the_files_may_be_equal_in_the_engine() -> None:
+def test_weights_that_are_equal_in_the_files_may_be_equal_in_the_engine() -> None:
     """Or differs in less than the engine's dtype can hold, or in few values."""
     made = models(torch.float32)
     made["bee"] = {

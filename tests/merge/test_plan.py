@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.merge_inputs import sparse_70b
 from souping.checkpoints.checkpoint import Checkpoint
+from souping.checkpoints.views import Float32
 from souping.core.types import UserError
-from souping.merge import mixing
+from souping.merge import Vocab, mixing
 from souping.merge.__main__ import merge_plan
 from souping.merge.alignment import matcher
-from souping.merge.kernels import METHODS, Float32, Method
+from souping.merge.kernels import METHODS, Method
 from souping.merge.local import LocalMerge
-from souping.merge.mergekit import MergekitMerge, to_yaml
+from souping.merge.mergekit import MergekitMerge
+from souping.merge.mergekit_yaml import to_yaml
 from souping.merge.stored import load_plan
 from souping.merge.writer import fill_shards, make_shards
 from tests.conftest import recipe
@@ -100,10 +101,9 @@ def test_corrupt_plans_never_escape(
         place = holder[key]
         if data.draw(st.integers(0, 5)) == 0:
             break
-    odd = st.sampled_from(
-        [-1, 0, 3, 2**70, 1.5, "x", "../x", None, True, [], {}, [[]], float("nan"), "BF16", "copy"]
-    )
-    holder[key] = data.draw(odd)
+    odd: list[object] = [-1, 0, 3, 2**70, 1.5, "x", "../x", None, True, [], {}, [[]]]
+    odd += [float("nan"), "BF16", "copy"]
+    holder[key] = data.draw(st.sampled_from(odd))
     path.write_text(json.dumps(table))
     refused = None
     try:
@@ -161,7 +161,7 @@ def test_plans_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ((torch.bfloat16, torch.float16), "float16", torch.float16),
     ],
 )
-def test_dtypes(
+def test_a_soup_has_the_common_dtype_or_the_one_requested(
     tmp_path: Path, types: tuple[torch.dtype, torch.dtype], asked: str | None, got: torch.dtype
 ) -> None:
     folders = {
@@ -304,7 +304,7 @@ def test_vocabularies_of_unlike_length(tmp_path: Path, rule: str) -> None:
     ("rule", "tokenizer_from", "ends"), [("union", "long", (2, 14)), ("intersect", "short", (2,))]
 )
 def test_a_carrier_has_the_soups_vocabulary(
-    tmp_path: Path, rule: str, tokenizer_from: str, ends: tuple[int, ...]
+    tmp_path: Path, rule: Vocab, tokenizer_from: str, ends: tuple[int, ...]
 ) -> None:
     rows = {"short": (12, 2), "long": (15, 14)}
     folders = {
@@ -354,7 +354,9 @@ def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
         ("a[0]", "a0", False),
     ],
 )
-def test_patterns(pattern: str, name: str, hit: bool) -> None:
+def test_a_pattern_matches_whole_words_and_ranges_of_numbers(
+    pattern: str, name: str, hit: bool
+) -> None:
     assert matcher(pattern)(name) is hit
 
 
@@ -425,12 +427,18 @@ missing = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    sizes = {"vocab_size": 97, "hidden_size": 40, "intermediate_size": 55, "num_hidden_layers": 1}
-    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=40,
+        intermediate_size=55,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     root = tmp_path_factory.mktemp("llamas")
     for seed in range(20):
         torch.manual_seed(seed)
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(root / f"m{seed}")
+        LlamaForCausalLM(config).bfloat16().save_pretrained(root / f"m{seed}")
     return {f"m{seed}": root / f"m{seed}" for seed in range(20)}
 
 
@@ -526,6 +534,8 @@ def test_a_single_ingredient_needs_no_mergekit(tmp_path: Path) -> None:
         ({"method": "task_arithmetic"}, r"merge\.base_model"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_a_method_that_mergekit_does_not_have_is_not_exported(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         to_yaml(replace(recipe(0.5, 0.5), **fields), {"a": "a", "b": "b"})

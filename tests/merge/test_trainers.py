@@ -100,7 +100,7 @@ ROUTER = "model.layers.0.mlp.gate.weight"
 
 def experts(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         f"{EXPERTS}{e}.{part}_proj.weight": (3, 4) for e in range(2) for part in ("gate", "up")
     }
     shapes |= {f"{EXPERTS}{e}.down_proj.weight": (4, 3) for e in range(2)}

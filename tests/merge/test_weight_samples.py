@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.folder import Like
 from souping.core.reading import read, to_json
+from souping.core.types import Json
 from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity
 from souping.merge.local import LocalMerge
 from souping.merge.weight_samples import WeightSample, beside_others, related
@@ -171,7 +172,7 @@ def test_groups_are_joined_by_chains() -> None:
 
 
 def test_an_edited_report_is_still_shown() -> None:
-    table = {"models": {"a": {"cosine": "x"}}, "groups": [["a"], ["b"]], "lowest": "y"}
+    table: Json = {"models": {"a": {"cosine": "x"}}, "groups": [["a"], ["b"]], "lowest": "y"}
     edited = read(PoolSimilarity, table)
     assert edited.models["a"] == ModelSimilarity(cosine=None, distance=None)
     assert edited.warnings == []

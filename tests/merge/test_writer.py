@@ -40,18 +40,17 @@ from souping.merge.accelerate import AccelerateMerge, Rank, rank_count
 from souping.merge.digests import PassingDigest
 from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
-from souping.merge.writer import make_shards, write_hashed
+from souping.merge.writer import write_hashed
 from tests.conftest import ROOT, Cli
 from tests.support.checkpoints import (
-    aligned,
     family,
     load,
-    opened,
     plan,
     random_tensors,
     save,
     simple,
 )
+from tests.support.merges import Siblings, contents, planned, siblings, staging
 from tests.support.processes import wait_for
 
 
@@ -67,7 +66,9 @@ def left(parent: Path) -> list[str]:
     return sorted(path.name for path in parent.iterdir() if path.name != "pool")
 
 
-def test_what_is_carried(made: MergePlan, tmp_path: Path) -> None:
+def test_the_files_of_the_first_model_are_carried_into_the_soup(
+    made: MergePlan, tmp_path: Path
+) -> None:
     out = LocalMerge().write(
         made, tmp_path / "deep" / "er" / "soup", extra_files={"README.md": "# card"}
     )
@@ -145,7 +146,7 @@ def test_a_target_that_is_there_is_kept(made: MergePlan, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("where", ["reserve", "write"])
-def test_a_full_disk(
+def test_a_full_disk_leaves_nothing_behind(
     made: MergePlan, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -232,14 +233,21 @@ SIZES = (0, 900, 4000, 0, 3, 4997, 0)
 def passing(path: Path, *, gap: int = 0) -> tuple[PassingDigest, list[str]]:
     """A digest of tensors in a file, which begin at byte 100, and what it has to be."""
     path.write_bytes(CONTENT.tobytes())
-    ends = list(itertools.accumulate(SIZES, initial=100))
-    group = [Tensor(f"t{i}", "U8", (n,), path.name, ends[i], n) for i, n in enumerate(SIZES)]
-    group[5] = replace(group[5], offset=group[5].offset + gap, nbytes=group[5].nbytes - gap)
-    checkpoint = Checkpoint.of(path.parent, {t.name: t for t in group}, {}, (), {})
-    values = [
-        hashlib.sha256(CONTENT[t.offset : t.offset + t.nbytes].tobytes()).hexdigest() for t in group
+    starts = itertools.accumulate(SIZES, initial=100)
+    tensors = [
+        Tensor(f"t{i}", "U8", (size,), path.name, start, size)
+        for i, (size, start) in enumerate(zip(SIZES, starts, strict=False))
     ]
-    return PassingDigest(checkpoint, group), values
+    # Bytes that belong to no tensor, before the sixth.
+    sixth = tensors[5]
+    tensors[5] = replace(sixth, offset=sixth.offset + gap, nbytes=sixth.nbytes - gap)
+
+    checkpoint = Checkpoint.of(path.parent, {tensor.name: tensor for tensor in tensors}, {}, (), {})
+    digests = []
+    for tensor in tensors:
+        content = CONTENT[tensor.offset : tensor.offset + tensor.nbytes]
+        digests.append(hashlib.sha256(content.tobytes()).hexdigest())
+    return PassingDigest(checkpoint, tensors), digests
 
 
 def kept(digest: PassingDigest) -> list[str]:
@@ -319,44 +327,9 @@ def test_a_first_merge_names_its_ingredients_by_content(
     souping("rebuild", "soup_1/recipe.json", "out=third").ok()
 
 
-Siblings = dict[str, Path]
 BF16 = torch.bfloat16
 F16 = torch.float16
 F32 = torch.float32
-
-
-def siblings(
-    folder: Path, *dtypes: torch.dtype, rows: tuple[int, ...] = (12, 12, 12), shards: int = 1
-) -> Siblings:
-    folders = {}
-    for seed, (name, size) in enumerate(zip("abc", rows, strict=True)):
-        dtype = dtypes[seed % len(dtypes)]
-        large = torch.randn((1003, 601), generator=torch.Generator().manual_seed(seed)).to(dtype)
-        config = {"vocab_size": size, "torch_dtype": str(dtype).removeprefix("torch.")}
-        tensors = {**random_tensors(seed, dtype, rows=size), "model.z.weight": large}
-        folders[name] = save(folder / name, tensors, config, shards)
-    return folders
-
-
-def planned(
-    folders: Siblings, weights: tuple[float, ...] = (0.2, 0.5, 0.3), **fields: Any
-) -> MergePlan:
-    if fields.get("method") == "task_arithmetic":
-        fields["base_model"] = str(folders["a"])
-    merge = LocalMerge(**fields)
-    return merge.plan(
-        merge.recipe(tuple(folders), weights, *opened(folders)), aligned(merge, folders)
-    )
-
-
-def staging(plan: MergePlan, folder: Path) -> Path:
-    folder.mkdir()
-    make_shards(plan, folder)
-    return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def spoil(folders: Siblings, value: float) -> None:
@@ -568,7 +541,7 @@ def test_a_rank_in_the_run_says_where_it_worked(
     assert Rank(gpu=torch.device("cuda", 3)).device == "cuda:3"
 
 
-def test_how_many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_as_many_ranks_as_gpus_or_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpus, ranks in {0: 2, 4: 4}.items():
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         assert (rank_count(None), rank_count(3)) == (ranks, 3)

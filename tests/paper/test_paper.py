@@ -17,8 +17,8 @@ from souping.paper.findings import Finding, FindingVerdict, findings, gains
 from souping.paper.published import PAPER_TABLES, PaperTable
 from souping.paper.readings import CLUSTERS, STATED, Sign, Ties, reading, spans
 from souping.paper.reproduction import PaperFigures, PaperResult
-from souping.report.analyses import drawings, read_content
-from souping.report.render import markdown
+from souping.report.analysis_results import drawings, read_content
+from souping.report.report_page import markdown
 from souping.selection import SoCECluster
 from tests.conftest import PAPER, Cli
 from tests.support.analyses import result_json, run_of
@@ -29,7 +29,8 @@ BIG, SMALL, MGSM, FLORES = PAPER_TABLES
 @pytest.fixture(scope="module")
 def data() -> dict[str, Any]:
     """What the analysis makes of the published figures."""
-    return result_json(PaperFigures(), run_of())
+    figures: dict[str, Any] = result_json(PaperFigures(), run_of())
+    return figures
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def roles(benchmark: str, scale: str) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("table", PAPER_TABLES[:3], ids=lambda table: table.file)
 class TestSelections:
-    def test_what_the_paper_chose_is_read_from_its_table(self, table: PaperTable) -> None:
+    def test_the_papers_choice_is_read_from_its_table(self, table: PaperTable) -> None:
         rows = roles(table.benchmark, table.scale)
         assert set(table.chosen) == {
             name for name, row in rows.items() if row["role"] == "ingredient"
@@ -65,7 +66,7 @@ class TestSelections:
         assert written["low_correlation"] == list(selection.low_correlation)
 
 
-def test_where_the_rule_and_the_paper_disagree(data: dict[str, Any]) -> None:
+def test_the_rule_and_the_paper_disagree_in_these_tables(data: dict[str, Any]) -> None:
     told = {one["title"]: one for one in data["selections"]}
     assert told[BIG.title]["beside"] == "adds functionary-medium-v3.1"
     assert "No threshold of any reading" in told[BIG.title]["notes"][-1]
@@ -127,7 +128,7 @@ def test_gains_follow_from_the_totals(found: dict[tuple[str, str], Finding]) -> 
     }
 
 
-def test_what_disagrees_inside_the_paper_is_said(found: dict[tuple[str, str], Finding]) -> None:
+def test_disagreements_inside_the_paper_are_said(found: dict[tuple[str, str], Finding]) -> None:
     mgsm = found["Table 2a", "total of SoCE; mean of the ten languages of Figure 3b"]
     assert (mgsm.paper, mgsm.ours, mgsm.verdict) == ("51.7", "52.24", "differs")
     flores = found["Table 5", "means of the 36 directions: candidates 1 to 5"]

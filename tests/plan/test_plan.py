@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import sqlite3
-import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.answers.evaluation import LocalExecutor
 from souping.checkpoints.pool import ModelSize, parameters_in
+from souping.core.cuda import Gpu
 from souping.evaluate.benchmark import Benchmark, first_items, make_splits
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
@@ -24,16 +25,15 @@ from souping.evaluate.lm_eval import HarnessEvaluator, tasks
 from souping.evaluate.lm_eval.tasks import Loaded
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.pipeline import machine
-from souping.pipeline.evaluation import LocalExecutor
-from souping.pipeline.machine import Gpu, Machine, requirements_of, soup_bytes
-from souping.pipeline.steps import SEARCH, STEPS
 from souping.plan.planner import missing_here
 from souping.plan.speed import PlannedStage, Speed
+from souping.runs import requirements
+from souping.runs.requirements import Machine, requirements_of, soup_bytes
+from souping.runs.steps import SEARCH, STEPS
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
-from tests.cli.test_experiments import CHOSEN
 from tests.conftest import PAPER, ROOT, Cli, finished_words, pool_of, report_of
+from tests.support.experiments import CHOSEN
 
 GB = 10**9
 EIGHT = ModelSize(
@@ -58,14 +58,14 @@ def run(**changes: Any) -> Any:
         ("org/Mixtral-8x7B", 0),
     ],
 )
-def test_parameters_by_name(name: str, number: float) -> None:
+def test_the_number_of_parameters_is_read_from_a_name(name: str, number: float) -> None:
     assert parameters_in(name) == number
 
 
 class TestSpace:
     @pytest.fixture(autouse=True)
     def disks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "disk_space", lambda path: (100 * GB, 1))
+        monkeypatch.setattr(requirements, "disk_space", lambda path: (100 * GB, 1))
 
     @staticmethod
     def fits(
@@ -75,9 +75,9 @@ class TestSpace:
         machine: Machine = LAPTOP,
         **run_: Any,
     ) -> bool:
-        return {
-            one.kind: one.fits for one in requirements_of(run(**run_), models, machine, [evaluator])
-        }[kind]
+        requirements = requirements_of(run(**run_), models, machine, [evaluator])
+        (fits,) = [one.fits for one in requirements if one.kind == kind]
+        return fits
 
     def test_a_disk_holds_soup_and_downloads_together(self) -> None:
         found = {
@@ -116,7 +116,7 @@ class TestSpace:
         written: bool,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(machine, "scratch_place", lambda size: Path("/tmp"))
+        monkeypatch.setattr(requirements, "scratch_place", lambda size: Path("/tmp"))
         found = requirements_of(
             run(**changes, stop_after="search"),
             [replace(EIGHT, download=0, adapter=adapter)],
@@ -136,7 +136,7 @@ class TestSpace:
 def test_a_full_disk_stops_a_run(
     family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "disk_space", lambda path: (1000, 1))
+    monkeypatch.setattr(requirements, "disk_space", lambda path: (1000, 1))
     souping(*pool_of(family)).refused("the disk for the soup has 1.00 kB, the run needs 23.47 kB")
     assert not list(tmp_path.glob("outputs/fam/*"))
     souping("plan", *pool_of(family)).refused("the disk for the soup has 1.00 kB")
@@ -152,8 +152,7 @@ def test_gpus_that_are_missing() -> None:
 
 
 def ratios(name: str) -> list[tuple[float, float]]:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from search_sizes import sizes
+    from benchmarks.search_sizes import sizes
 
     size, split, taken = sizes(ROOT / "benchmarks" / "tables" / f"{name}.npz", 232, 3)
     expected, most = Adaptive().workload(size, split) or (0, 0)
@@ -267,9 +266,12 @@ class TestAgainstRuns:
             [1, 2, 3, 4],
         )
         search = before["by_name"][SEARCH]
-        spans = [Adaptive().workload(size, search["items"]) for size in (2, 4)]
+        two = Adaptive().workload(2, search["items"])
+        four = Adaptive().workload(4, search["items"])
         assert search["in_parts"]
-        assert search["todo"] == [spans[0][0], spans[1][1]]
+        assert two is not None
+        assert four is not None
+        assert search["todo"] == [two[0], four[1]]
         assert (
             report_of(finished / "run")["cost"]["evaluated_items"]
             <= before["evaluations"]["todo"][1]

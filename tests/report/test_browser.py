@@ -10,12 +10,12 @@ import pytest
 
 from souping.comparison.result import comparison_page
 from souping.core.reading import to_json
-from souping.report.analyses import read_content
-from souping.report.files import write_report
-from tests.report.test_trajectory import measured
+from souping.report.analysis_results import read_content
+from souping.report.run_files import write_report
 from tests.support import browser
 from tests.support.browser import Browser
 from tests.support.compare import answers, compared
+from tests.support.measured import measured
 from tests.support.report import sample
 
 pytestmark = [
@@ -111,7 +111,7 @@ def test_axe_finds_nothing(name: str, view: str, chromium: Browser, pages: dict[
         chromium.evaluate(OPEN)
 
 
-def test_what_is_put_into_the_page_runs_nothing(
+def test_names_and_prompts_in_the_page_run_no_code(
     chromium: Browser, pages: dict[str, Path], tmp_path: Path
 ) -> None:
     page = tmp_path / "changed.html"
@@ -134,7 +134,7 @@ def test_print_leaves_out_what_is_folded_and_shows_what_was_opened(
     assert chromium.evaluate("document.documentElement.scrollWidth") <= 720
 
 
-def test_what_is_wrong_is_found(chromium: Browser, tmp_path: Path) -> None:
+def test_the_checks_find_faults_that_were_planted(chromium: Browser, tmp_path: Path) -> None:
     """The checks above can fail."""
     page = tmp_path / "bad.html"
     page.write_text(

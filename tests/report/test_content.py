@@ -16,11 +16,11 @@ import pytest
 from souping.core.reading import read, to_json
 from souping.core.types import UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
-from souping.pipeline.analyses import analysis_results
-from souping.report.analyses import UserResult, read_content
+from souping.report.analysis_results import UserResult, read_content
 from souping.report.content import Report, SelectionFile, TrialRow
-from souping.report.files import as_json, read_report, read_trials, write_trials
-from souping.report.render import markdown
+from souping.report.report_page import markdown
+from souping.report.run_files import as_json, read_report, read_trials, write_trials
+from souping.runs.analyses import analysis_results
 from tests.conftest import ROOT
 from tests.support.report import sample
 
@@ -151,11 +151,17 @@ def nested(depth: int) -> Any:
 
 
 def odd_values() -> list[Any]:
-    units = [{"scale": 0}, {"digits": 99}, {"name": "\x00"}, {"min_gain": 10**400}, {"scale": [1]}]
+    units: list[dict[str, Any]] = [
+        {"scale": 0},
+        {"digits": 99},
+        {"name": "\x00"},
+        {"min_gain": 10**400},
+        {"scale": [1]},
+    ]
     return [
         None, True, False, 0, -1, 10**400, -(10**400), 3.0, 1e308, math.nan, math.inf, -math.inf,
         "", "text", "12", "\x1b[2J\u202e\ud800", [], [None], [[]], ["a", 1, {}], {}, {"mean": "x"},
-        {"a": {"b": []}}, nested(700), *(asdict(POINTS) | change for change in units),
+        {"a": {"b": []}}, nested(700), *({**asdict(POINTS), **change} for change in units),
     ]  # fmt: skip
 
 
@@ -247,7 +253,7 @@ def test_whatever_was_edited_can_be_read_in_a_thousand_ways() -> None:
 
 
 @pytest.mark.parametrize("part", ["search", "cost"])
-def test_what_an_optimiser_or_a_later_version_adds_is_kept(part: str) -> None:
+def test_keys_that_an_optimiser_or_a_later_version_adds_are_kept(part: str) -> None:
     report = whole()
     report[part]["more"] = {"of": [1, None, "x"]}
     report["later"] = [{"key": 1}]

@@ -148,7 +148,7 @@ def test_a_run_can_be_retraced(finished: Path) -> None:
     assert re.search(r"\d{4}-\d\d-\d\d", footer)
     report = json.loads((finished / "run/report.json").read_text())
     provenance = report.pop("provenance")
-    assert {"command", "cpus", "date", "gpus", "platform", "settings", "version"} == set(provenance)
+    assert set(provenance) == {"command", "cpus", "date", "gpus", "platform", "settings", "version"}
     assert provenance["version"] == __version__
     assert provenance["settings"]["seed"] == 3
     assert provenance["platform"] in footer

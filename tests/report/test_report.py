@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
+from souping.core.reading import to_json
 from souping.core.types import SearchEnd, StopReason
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
-from souping.report.analyses import read_content
-from souping.report.files import as_json, draw, search_summary, write_report, write_trials
-from souping.report.render import markdown, page, report_table
+from souping.report.analysis_results import read_content
+from souping.report.content import TrialRow
+from souping.report.report_page import markdown, page, report_table
+from souping.report.run_files import as_json, draw, search_summary, write_report, write_trials
 from souping.report.sections import ended
 from tests.support.html import outline
 from tests.support.report import sample
@@ -34,7 +35,7 @@ PICTURES = ["forest", "categories", "heatmap", "landscape"]
 @pytest.fixture(scope="module")
 def written(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[Path, dict[str, Any], list[dict[str, Any]], list[Path]]:
+) -> tuple[Path, dict[str, Any], list[TrialRow], list[Path]]:
     run_dir = tmp_path_factory.mktemp("report")
     report, trials = sample()
     return run_dir, report, trials, write_report(read_content(report), trials, run_dir)
@@ -169,9 +170,9 @@ def test_every_size_and_end_of_a_run_renders(
 
 
 def on_terminal(report: dict[str, Any], width: int = 100) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    console.print(report_table(read_content(report)))
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    terminal = io.StringIO()
+    Console(file=terminal, width=width).print(report_table(read_content(report)))
+    return terminal.getvalue()
 
 
 def test_the_end_table_has_every_row_and_the_verdict_or_the_selection() -> None:
@@ -199,7 +200,12 @@ def test_json_keeps_floats_and_has_null_for_what_is_no_number(value: float) -> N
         "c": np.float64(0.1),
         "d": (Path("x"), True, 3),
     }
-    assert json.loads(as_json(odd)) == {"a": None, "b": [1.0, None], "c": 0.1, "d": ["x", True, 3]}
+    assert json.loads(as_json(to_json(odd))) == {
+        "a": None,
+        "b": [1.0, None],
+        "c": 0.1,
+        "d": ["x", True, 3],
+    }
 
 
 # ---------------------------------------------------------------- how a search ended
@@ -235,7 +241,7 @@ def test_an_end_without_a_gain_is_its_reason() -> None:
     assert (found.stopped, found.without_guards) == ("the budget ends", None)
 
 
-def test_what_an_optimiser_of_the_users_says_is_kept_as_it_is() -> None:
+def test_the_words_of_a_users_optimiser_are_kept_as_they_are() -> None:
     found = search_summary(BITS_PER_BYTE, {"asked": 3, "stopped": "enough", "finishing_gain": 0.5})
     assert (found.stopped, found.finishing_gain, found.others) == ("enough", 0.5, {"asked": 3})
     assert ended(search_summary(POINTS, {})) == ""

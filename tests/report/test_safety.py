@@ -12,21 +12,22 @@ from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hydra.core.override_parser.types import QuotedString
+from hypothesis import given, settings, strategies as st
 from rich.console import Console
 
 from souping.core.reading import read, to_json
 from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
-from souping.pipeline.run_report import card
-from souping.report.analyses import read_content
+from souping.report.analysis_results import read_content
 from souping.report.content import ExpectedSummary, TrialRow
-from souping.report.files import csv_cell, write_report, write_trials
 from souping.report.format import escape_markdown, quoted
 from souping.report.jobs import SweepJob, best_jobs, sweep_lines, write_sweep
 from souping.report.plots import forest
-from souping.report.render import also_table, markdown, page, plain_table, report_table
+from souping.report.render import plain_table
+from souping.report.report_page import also_table, markdown, page, report_table
+from souping.report.run_files import csv_cell, write_report, write_trials
 from souping.report.tables import expected_scores
+from souping.runs.run_report import card
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -190,10 +191,10 @@ def test_any_name_comes_back_out_of_the_command(name: str) -> None:
     command = f"python -m souping {shlex.quote(f'recipe={quoted(name)}')}"
     (override,) = OverridesParser.create().parse_overrides(shlex.split(command)[3:])
     value = override.value()
-    assert (
-        str(value.text if hasattr(value, "text") else value if value is not None else "null")
-        == name
-    )
+    if value is None:
+        assert name == "null"
+    else:
+        assert (value.text if isinstance(value, QuotedString) else str(value)) == name
 
 
 def test_an_interpolation_is_escaped() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -156,15 +158,16 @@ def test_many_ingredients_are_searched_by_soups_of_a_few_of_them(step: float, si
         assert set(Adaptive().points(few)) == set(Grid().known_points(few))
 
 
-SHAPES = {
-    "sixty items": {"items": 180, "split": 1 / 3},
-    "two ingredients": {"size": 2},
-    "six ingredients": {"size": 6, "items": 120},
-    "one category": {"shares": (1.0,)},
-    "thirty categories": {"shares": (1 / 30,) * 30},
-    "lopsided categories": {"shares": (0.9, 0.08, 0.01, 0.01)},
-    "groups of twenty": {"group": 20, "shares": (0.5, 0.5)},
-    "a category that all pass": {"even": True},
+four_categories = partial(world, items=360, shares=(0.25,) * 4, split=0.5, full_batch=16)
+SHAPES: dict[str, Callable[[int], World]] = {
+    "sixty items": partial(four_categories, items=180, split=1 / 3),
+    "two ingredients": partial(four_categories, size=2),
+    "six ingredients": partial(four_categories, size=6, items=120),
+    "one category": partial(four_categories, shares=(1.0,)),
+    "thirty categories": partial(four_categories, shares=(1 / 30,) * 30),
+    "lopsided categories": partial(four_categories, shares=(0.9, 0.08, 0.01, 0.01)),
+    "groups of twenty": partial(four_categories, group=20, shares=(0.5, 0.5)),
+    "a category that all pass": partial(four_categories, even=True),
 }
 
 
@@ -176,10 +179,7 @@ def test_part_of_the_grid_finds_better_than_chance(name: str) -> None:
     lost = []
     chance = []
     for seed in range(5):
-        of = world(
-            seed,
-            **{"items": 360, "shares": (0.25,) * 4, "split": 0.5, "full_batch": 16, **SHAPES[name]},
-        )
+        of = SHAPES[name](seed)
         budget = round((0.1 if name == "six ingredients" else 0.25) * len(of.points) * of.split)
         search = replace(PLAIN, max_items=budget).over(of.points, of.space, seed)
         assert price(searched(search, of), of) <= budget
@@ -334,7 +334,7 @@ def test_groups_stay_in_one_sample_and_the_seed_decides_the_order() -> None:
 
     def order(seed: int) -> list[int]:
         samples = chain(*item_samples(of, seed))
-        return np.concatenate([*samples]).tolist()
+        return [int(item) for item in np.concatenate([*samples])]
 
     assert order(1) == order(1) != order(2)
 

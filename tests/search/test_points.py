@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from math import comb
 
 import nevergrad
@@ -23,14 +24,18 @@ from souping.core.types import (
 from souping.search.adaptive import Adaptive
 from souping.search.loop import SearchCost, check_budget, trial_limit
 from souping.search.points import (
+    Fixed,
     GreedySoup,
     Grid,
     Nevergrad,
+    Uniform,
+    anchors,
     check_step,
     grid_size,
     scattered,
     spread,
     weight_grid,
+    weights_key,
 )
 from souping.testing import search_space
 from tests.conftest import make_items
@@ -155,7 +160,7 @@ class TestNevergrad:
             own.tell(candidate, n / 100 - points[-1][0])
         return points
 
-    def test_softmax(self) -> None:
+    def test_proposals_by_softmax_are_nevergrads_through_a_softmax(self) -> None:
         array = nevergrad.p.Array(shape=(3,))
         points = self.expected(array, "OnePlusOne", lambda x: np.exp(x) / np.exp(x).sum(), 5)
         proposals = self.proposals(Nevergrad(algorithm="OnePlusOne", max_trials=9), 5)
@@ -163,14 +168,14 @@ class TestNevergrad:
             assert proposal == pytest.approx(point)
 
     @pytest.mark.parametrize("name", ["ScrHammersleySearch", "OnePlusOne"])
-    def test_normalise(self, name: str) -> None:
+    def test_proposals_by_normalising_are_nevergrads_over_their_sum(self, name: str) -> None:
         optimiser = Nevergrad(algorithm=name, parametrisation="normalise", max_trials=9)
         array = nevergrad.p.Array(init=np.full(3, 0.5)).set_mutation(sigma=1 / 6)
         points = self.expected(array.set_bounds(0.0, 1.0), name, lambda x: x / x.sum(), 5)
         for proposal, point in zip(self.proposals(optimiser, 5), points, strict=True):
             assert proposal == pytest.approx(point, abs=1e-6)
 
-    def test_lattice(self) -> None:
+    def test_proposals_on_the_lattice_are_points_of_the_grid(self) -> None:
         optimiser = Nevergrad(
             algorithm="RandomSearch", parametrisation="lattice", step=0.2, max_trials=9
         )
@@ -200,6 +205,83 @@ def test_the_most_trials_of_a_search(
     assert trial_limit(optimiser, size, items) == limit
 
 
+@pytest.mark.parametrize(
+    ("optimiser", "size", "text"),
+    [
+        (Grid(), 3, "grid: 40 soups (36 points of step 0.1, uniform, 3 singles)"),
+        (Grid(step=0.25, max_trials=1, max_items=1200), 2,
+         "grid: 5 soups (3 points of step 0.25, uniform, 2 singles), at most 1 soup, at most 1,200 items"),
+        (Uniform(), 4, "uniform: one soup, weights 1/4"),
+        (Fixed(weights=[0.5, 0.5]), 2, "fixed: one soup, weights as given"),
+        (GreedySoup(), 4, "greedy soup: 4 singles, then at most 3 uniform soups"),
+        (Nevergrad(algorithm="OnePlusOne"), 2, "nevergrad OnePlusOne, softmax: at most 40 soups"),
+        (Adaptive(early_stopping=False, max_items=1), 2, "adaptive, 11 possible soups, at most 1 item"),
+        (Adaptive(), 2, "adaptive, 11 possible soups, stops when more answers would not change the pick"),
+    ],
+)  # fmt: skip
+def test_a_search_says_how_many_soups_it_may_take(
+    optimiser: Grid | Adaptive, size: int, text: str
+) -> None:
+    assert optimiser.describe(size) == text
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "count"),
+    [
+        (Grid(), 40), (Grid(max_trials=7), 7), (Uniform(), 1), (Fixed(weights=[0.2, 0.3, 0.5]), 1),
+        (GreedySoup(), 5), (Nevergrad(max_trials=9), 9), (Adaptive(), None),
+    ],
+)  # fmt: skip
+def test_the_number_of_soups_is_known_but_for_an_adaptive_search(
+    optimiser: Grid | Adaptive, count: int | None
+) -> None:
+    assert optimiser.count(3) == count
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "most"),
+    [
+        (Adaptive(), None), (Adaptive(max_items=700), 700), (Adaptive(max_items=10), 10),
+        (Adaptive(early_stopping=False), None), (Adaptive(early_stopping=False, max_items=700), 700),
+    ],
+)  # fmt: skip
+def test_a_search_usually_takes_7_items_by_powers_of_its_sizes(
+    optimiser: Adaptive, most: int | None
+) -> None:
+    """7 x 3^0.75 x 200^0.8, twice that at most, never more than all 40 soups on 200 items."""
+    usual = round(7 * 3**0.75 * 200**0.8)
+    limit = min(40 * 200, most or 40 * 200)
+    expected = (min(usual, limit), min(2 * usual, limit))
+    if not optimiser.early_stopping:
+        expected = (limit, limit)
+    assert optimiser.workload(3, 200) == expected
+    assert Adaptive().workload(2, 10_000) == (
+        round(7 * 2**0.75 * 10_000**0.8),
+        2 * round(7 * 2**0.75 * 10_000**0.8),
+    )
+
+
+def test_scales_add_each_mixture_farther_from_the_base() -> None:
+    plain = Adaptive(step=0.25).points(2)
+    scaled = Adaptive(step=0.25, scales=[1.5, 0.5]).points(2)
+    mixtures = [point for point in plain if max(point) < 1]
+    assert scaled[:3] == anchors(2)
+    expected = {tuple(round(s * w, 12) for w in point) for s in (1.5, 0.5) for point in mixtures}
+    assert set(scaled) == set(plain) | expected
+    assert len(scaled) == len(set(scaled))
+
+
+def test_weights_that_differ_by_rounding_have_one_key() -> None:
+    assert weights_key([0.1 + 0.2, 0.7 - 1e-12]) == (0.3, 0.7)
+    assert weights_key([1 / 3]) == (0.333333333,)
+
+
+def test_a_point_of_the_grid_that_is_uniform_comes_once_and_first() -> None:
+    points = Grid(step=0.25).known_points(2)
+    assert points[:3] == anchors(2) == [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)]
+    assert sorted(points[3:]) == [(0.25, 0.75), (0.75, 0.25)]
+
+
 def test_a_budget_covers_one_soup() -> None:
     check_budget(Grid(max_items=20), 20)
     check_budget(Grid(), 20)
@@ -209,10 +291,10 @@ def test_a_budget_covers_one_soup() -> None:
 
 def test_costs_add_up() -> None:
     items = tuple(make_items(5))
-    settings = {"items": items, "values": np.ones(10)}
+    scores = ItemScores(items=items, values=np.ones(10))
     cost = SearchCost()
-    cost.add(ItemScores(**settings, reused=4, prefilled=7, generated=11, seconds=1.5))
-    cost.add(ItemScores(**settings, reused=10, prefilled=1, generated=2, seconds=0.25))
+    cost.add(replace(scores, reused=4, prefilled=7, generated=11, seconds=1.5))
+    cost.add(replace(scores, reused=10, prefilled=1, generated=2, seconds=0.25))
     assert (cost.items, cost.evaluated, cost.seconds) == (20, 6, 1.75)
     assert (cost.prefilled_tokens, cost.generated_tokens) == (8, 13)
 

@@ -17,6 +17,7 @@ from souping.core.types import (
     BoolArray,
     Bound,
     FloatArray,
+    IntArray,
     Item,
     ItemScores,
     SearchBounds,
@@ -193,11 +194,14 @@ def test_answers_that_vary_more_than_believed_are_a_factor_on_variances() -> Non
     assert model.surprise() == pytest.approx((1 + squares) / (1 + count), rel=1e-4)
 
 
+@pytest.mark.parametrize("soups", [np.array([4, 0, 3]), np.array([3, 0, 4]), np.array([0, 4, 3])])
 @pytest.mark.parametrize("odds", [1.0, 0.5])
-def test_the_gain_of_finishing_is_the_expected_larger_lead(odds: float) -> None:
-    """The means will move by a normal with the covariance that the answers take away."""
+def test_the_gain_of_finishing_is_the_expected_larger_lead(odds: float, soups: IntArray) -> None:
+    """The means will move by a normal with the covariance that the answers take away.
+
+    Bounds may let a soup lead that others are above: their lead of now is no gain.
+    """
     model = answered()
-    soups = np.array([4, 0, 3])
     mean, covariance = model.objective()
     finished = answered()
     for soup in soups:
@@ -205,15 +209,24 @@ def test_the_gain_of_finishing_is_the_expected_larger_lead(odds: float) -> None:
     taken_away = covariance - finished.objective()[1]
     later = mean[soups] + draws(taken_away[np.ix_(soups, soups)], 512)
     chances = np.array([odds, 1.0, 1.0, odds / 2, 0.9])
+    first, second, third = soups
 
     largest_leads = []
     for means in later:
-        leads = [0.0, odds * (means[1] - means[0]), odds / 2 * (means[2] - means[0])]
+        leads = [
+            0.0,
+            chances[second] * (means[1] - means[0]),
+            chances[third] * (means[2] - means[0]),
+        ]
         largest_leads.append(max(leads))
-    now = [0.0, odds * (mean[0] - mean[4]), odds / 2 * (mean[3] - mean[4])]
+    now = [
+        0.0,
+        chances[second] * (mean[second] - mean[first]),
+        chances[third] * (mean[third] - mean[first]),
+    ]
     gain = model.finishing_gain(soups, chances)
     assert gain == pytest.approx(np.mean(largest_leads) - max(now))
-    assert gain > 1e-4
+    assert abs(gain) > 1e-4
     assert not model.requested[0].all()
 
 

@@ -140,7 +140,7 @@ def test_a_category_at_the_threshold_is_no_low_correlation_one(
     assert soce(threshold=0.2, sign=sign).low_categories(correlations) == low
 
 
-def test_ties(matrix: ScoreMatrix) -> None:
+def test_equally_good_experts_are_taken_as_the_setting_says_and_noted(matrix: ScoreMatrix) -> None:
     values = matrix.values.copy()
     values[3, 0] = values[0, 0]  # d ties with a in w; a is the better overall
     tied = ScoreMatrix(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from souping.statistics.bootstrap_t import BootstrapReach, bootstrap_reach
 from souping.statistics.grouped import design
@@ -68,4 +71,75 @@ def test_a_limit_is_never_on_the_wrong_side_of_the_difference() -> None:
     for level, quantile in ((0.5, 0.5025), (0.95, 0.0503), (1.0, 0.0)):
         assert reach.below(level) == pytest.approx(2 * quantile, abs=1e-3)
     skewed = BootstrapReach(studentised=np.linspace(-3, -1, 399), error=2.0)
-    assert (skewed.below(1.0), skewed.above(1.0)) == (0.0, pytest.approx(4.0))
+    assert skewed.below(1.0) == 0.0
+    assert skewed.above(1.0) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("tests", [1, 2])
+def test_quantiles_beyond_what_the_draws_resolve_grow_as_the_normals(tests: int) -> None:
+    """Of 4,999 draws the 125th is the upper 2.5 %; a twentieth of that is beyond the last 20."""
+    values = np.sort(np.random.default_rng(2).standard_t(4, 4999))
+    reach = BootstrapReach(studentised=values, error=0.5, tests=tests)
+    rank = {1: 125, 2: 62}[tests]
+    assert reach.above(0.05) == pytest.approx(-0.5 * values[rank - 1])
+    assert reach.below(0.05) == pytest.approx(0.5 * values[-rank])
+    level = 0.002
+    factor = values[-20] / -stats.norm.ppf(20 / 5000)
+    assert factor > 1
+    expected = 0.5 * factor * -stats.norm.ppf(level / 2 / tests)
+    assert reach.below(level) == pytest.approx(expected)
+    # The 20th draw is resolved.
+    assert reach.below(0.008 * tests) == pytest.approx(0.5 * values[-20])
+    narrow = BootstrapReach(studentised=values / 100, error=0.5, tests=tests)
+    assert narrow.below(level) == pytest.approx(0.5 * -stats.norm.ppf(level / 2 / tests))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_draws_of_single_groups_are_studentised_by_their_own_variance(sign: int) -> None:
+    """1,200 draws of two categories, whose groups are drawn one stratum after the other, by the written seed."""
+    rng = np.random.default_rng(3)
+    deltas = sign * (rng.random(90) + 0.1)
+    categories = np.repeat([0, 1], [50, 40])
+    scores = design(deltas, categories, np.arange(90), np.array([0.5, 0.5]))
+    reach = bootstrap_reach(scores, draws=1200, seed=4)
+    assert reach is not None
+    drawing = np.random.default_rng([0x500D, 4])
+    shift = np.zeros(1200)
+    variance = np.zeros(1200)
+    error = 0.0
+    for c, n in ((1, 40), (0, 50)):
+        values = sign * deltas[categories == c] / n / 2
+        influence = values - values.mean()
+        drawn = influence[drawing.integers(0, n, size=(1200, n), dtype=np.int32)]
+        shift += drawn.sum(axis=1)
+        variance += n * drawn.var(axis=1, ddof=1)
+        error += n * values.var(ddof=1)
+    t = np.sort(shift / np.sqrt(variance))
+    assert reach.studentised == pytest.approx(t if sign > 0 else -t[::-1])
+    assert reach.error == pytest.approx(math.sqrt(error))
+
+
+@pytest.mark.parametrize(("groups", "draws"), [(40, 4999), (3000, 2000), (16_000, 399)])
+def test_many_groups_have_fewer_draws(groups: int, draws: int) -> None:
+    deltas = (np.arange(groups) % 2).astype(float)
+    reach = bootstrap_reach(design(deltas, 0 * np.arange(groups), np.arange(groups), np.ones(1)))
+    assert reach is not None
+    assert len(reach.studentised) == draws
+
+
+def test_equal_groups_are_drawn_by_how_often_each_kind_comes() -> None:
+    """Of 64 groups 20 differ by 1: a draw is multinomial, and its variance that of the differences drawn."""
+    deltas = np.concatenate([np.ones(20), np.zeros(44)])
+    reach = bootstrap_reach(
+        design(deltas, np.zeros(64, int), np.arange(64), np.ones(1)), draws=1000, seed=1
+    )
+    assert reach is not None
+    times = np.random.default_rng([0x500D, 1]).multinomial(64, [44 / 64, 20 / 64], size=1000)
+    share = times[:, 1] / 64
+    expected = (share - 20 / 64) / np.sqrt(share * (1 - share) / 63)
+    assert reach.studentised == pytest.approx(np.sort(expected))
+
+
+def test_nothing_varies_where_all_groups_differ_alike() -> None:
+    alike = design(np.ones(30), np.zeros(30, int), np.arange(30), np.ones(1))
+    assert bootstrap_reach(alike) is None

@@ -12,12 +12,13 @@ from scipy import stats
 from souping.comparison.pooled import task_weights
 from souping.comparison.several import best_models, flips_of, joint_tests
 from souping.core.types import UserError
+from souping.logs.match import MatchedMetric
 from souping.logs.records import Group
 from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
 from souping.statistics.joint import JointFlips
 from souping.statistics.levels import Level
 from souping.statistics.power import detectable
-from souping.statistics.scores import Answers, ScoreTable, one_category
+from souping.statistics.score_table import Answers, ScoreTable, one_category
 from tests.comparison.worlds import matched, metric, pooled
 from tests.conftest import ROOT
 from tests.support.flips import sign_flip
@@ -29,7 +30,7 @@ GROUPS = (
 )
 
 
-def sizes(**items: int) -> list[object]:
+def sizes(**items: int) -> list[MatchedMetric]:
     return [metric(name, {"x": np.ones(n), "y": np.zeros(n)}) for name, n in items.items()]
 
 
@@ -77,7 +78,7 @@ def test_the_p_value_of_the_flips_is_that_of_scipys_permutation_test() -> None:
     )
     scores = pooled(metric("t", {"a": a, "b": b}))
     assert sign_flip(scores.difference("a", "b")) == pytest.approx(expected.pvalue)
-    assert contrast(scores, "a", "b").p_value >= expected.pvalue
+    assert contrast(scores, "a", "b").p_alone >= expected.pvalue
 
 
 def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
@@ -87,8 +88,8 @@ def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
     exact = stats.binomtest(9, 12).pvalue
     assert sign_flip(scores.difference("a", "b")) == pytest.approx(exact)
     found = contrast(scores, "a", "b")
-    assert exact * (1 - 1e-9) <= found.p_value < 1.1 * exact  # the margins for what was not seen
-    assert (found.low > 0) == (found.p_value < 0.05)
+    assert exact * (1 - 1e-9) <= found.p_alone < 1.1 * exact  # the margins for what was not seen
+    assert (found.low > 0) == (found.p_alone < 0.05)
 
 
 def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
@@ -102,7 +103,7 @@ def test_a_group_is_one_unit_and_copies_of_items_add_nothing() -> None:
         groups=np.repeat(np.arange(20), 5).tolist(),
     )
     together = contrast(pooled(copies), "a", "b")
-    assert together.p_value == pytest.approx(alone.p_value)
+    assert together.p_alone == pytest.approx(alone.p_alone)
     assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
     # ignoring groups is too narrow
     assert contrast(pooled(metric("t", copies.scores)), "a", "b").high < together.high
@@ -121,7 +122,7 @@ def test_a_metric_of_which_less_is_better_is_turned(is_mean: bool) -> None:
         pooled(metric("t", {"a": a, "b": b}, is_mean=is_mean, higher_is_better=False)), "a", "b"
     )
     assert less.difference == pytest.approx(-plain.difference)
-    assert less.p_value == pytest.approx(plain.p_value)
+    assert less.p_alone == pytest.approx(plain.p_alone)
 
 
 def test_pass_at_k_is_the_mean_over_all_choices_of_k_answers() -> None:
@@ -163,6 +164,7 @@ def test_variance_of_recipes_is_that_of_items_plus_that_of_runs() -> None:
     )
     parts = split_variance(found, "a", "b")
     assert parts.runs == pytest.approx(2 * 0.3**2 / 200, rel=0.25)
+    assert parts.runs is not None
     assert parts.total == pytest.approx(parts.items + parts.runs, rel=1e-6)
     few = pooled(metric("t", {"a": (items + noise)[:2], "b": (items + noise)[2:4]}, is_mean=False))
     assert split_variance(few, "a", "b").total >= split_variance(few, "a", "b").items
@@ -192,7 +194,9 @@ def test_tests_widen_the_interval() -> None:
     whole = pooled(metric("t", {"a": a, "b": b}))
     widths = [contrast(whole, "a", "b", Level(tests=k)).high for k in (1, 6, 12)]
     assert sorted(widths) == widths
-    assert contrast(whole, "a", "b", Level(tests=12)).level == pytest.approx(1 - 0.05 / 12)
+    assert contrast(whole, "a", "b", Level(tests=12)).level.confidence == pytest.approx(
+        1 - 0.05 / 12
+    )
 
 
 def test_the_detectable_difference_is_that_of_the_formula() -> None:
@@ -233,7 +237,7 @@ def test_missing_answers_bound_interval_and_p_value_at_opposing_corners(
     scores = pooled(metric("t", counted, missing={lost: gone}))
     found = contrast(scores, "a", "b")
     assert found.difference * side < 0
-    assert found.p_value > 0.05
+    assert found.p_alone > 0.05
     assert found.low < 0 < found.high
     plain = contrast_at(scores.scored, "a", "b", tested=False)
     assert not plain.low <= 0 <= plain.high
@@ -252,11 +256,11 @@ def test_limits_are_the_same_without_a_p_value(items: int, graded: bool, tests: 
         if not graded:
             scores = {name: (values < rate).astype(float) for name, values in scores.items()}
         tables.append(metric(task, scores))
-    for scores in (pooled(*tables), pooled(tables[0])):
-        with_p = contrast(scores, "a", "b", Level(tests=tests))
-        without = contrast(scores, "a", "b", Level(tests=tests), tested=False)
-        assert np.isnan(without.p_value)
-        assert replace(without, p_value=with_p.p_value) == with_p
+    for table in (pooled(*tables), pooled(tables[0])):
+        with_p = contrast(table, "a", "b", Level(tests=tests))
+        without = contrast(table, "a", "b", Level(tests=tests), tested=False)
+        assert np.isnan(without.p_alone)
+        assert replace(without, p_alone=with_p.p_alone) == with_p
 
 
 def test_missing_answers_leave_a_model_among_the_best() -> None:
@@ -297,11 +301,12 @@ def test_of_a_third_model_runs_count_as_they_were_counted_whatever_the_first_mig
     """a and b have one run each, so the variance between runs is that of c, at every corner of a's missing answers."""
     rng = np.random.default_rng(16)
     gone = np.arange(120) < 12
-    runs = (rng.random((3, 1, 120)) < 0.6) * 1.0
+    runs = (rng.random((3, 1, 120)) < 0.6).astype(float)
     lost = rng.random((3, 1, 120)) < np.array([0.0, 0.1, 0.3])[:, None, None]
     runs[lost] = 0.0
-    right = {"a": rng.random(120) < 0.6, "b": rng.random(120) < 0.6, "c": runs}
-    right["a"] &= ~gone
+    right_a = (rng.random(120) < 0.6) & ~gone
+    right_b = rng.random(120) < 0.6
+    right = {"a": right_a, "b": right_b, "c": runs}
     scores = pooled(metric("t", right, missing={"a": gone, "c": lost}))
     between = runs.mean(axis=(1, 2)).var(ddof=1)
     corners = scores.corners("a", "b")

@@ -6,11 +6,21 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from souping.core.types import FloatArray
-from souping.statistics.flips import flip_reach, is_countable
+from souping.statistics.flips import (
+    distinct,
+    drawn_sums,
+    draws_for,
+    every_pattern,
+    flip_reach,
+    is_countable,
+    studentised,
+    variance_of_sums,
+)
 from souping.statistics.grouped import GroupedScores, design
-from souping.statistics.scores import one_category
+from souping.statistics.score_table import one_category
 
 CATEGORIES = np.repeat([0, 1], [5, 7])
 WEIGHTS = np.array([0.3, 0.7])
@@ -122,3 +132,67 @@ def test_a_difference_and_its_mirror_have_mirrored_limits_or_at_zero_the_same() 
             limits.append((reach.below(0.05), reach.above(0.05)))
         first, second = limits
         assert second == (first[::-1] if mirrored else first)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "draws", "expected"),
+    [(0.05, 10_006, 10_006), (0.05, 300, 400), (0.001, 10_006, 20_000), (1e-5, 10_006, 100_002)],
+)
+def test_twenty_patterns_lie_beyond_the_level(alpha: float, draws: int, expected: int) -> None:
+    assert draws_for(alpha, draws) == expected
+
+
+def test_the_variance_of_a_sum_is_that_of_its_groups() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.random(9)
+    squares = float((groups**2).sum())
+    found = variance_of_sums(np.array([groups.sum()]), np.array([squares]), 9.0)
+    assert found[0] == pytest.approx(9 * groups.var(ddof=1))
+    # One group alone has no variance but its own rounding.
+    assert variance_of_sums(np.array([0.5]), np.array([0.25]), 1.0)[0] == 0
+    sums = np.array([[groups.sum(), 1.5], [0.0, 0.0]])
+    totals, errors = studentised(sums, np.array([squares, 1.0]), np.array([9.0, 3.0]))
+    assert totals == pytest.approx(sums.sum(axis=1))
+    second = (1.0 - 1.5**2 / 3) * 3 / 2
+    assert errors[0] == pytest.approx(np.sqrt(9 * groups.var(ddof=1) + second))
+    assert errors[1] == pytest.approx(np.sqrt(squares * 9 / 8 + 3 / 2))
+    # At least a millionth of the root of the sum of squares, and never zero.
+    _, least = studentised(np.array([[3.0]]), np.array([3.0]), np.array([3.0]))
+    assert least[0] == pytest.approx(1e-6 * np.sqrt(3.0))
+    _, none = studentised(np.zeros((1, 1)), np.zeros(1), np.array([3.0]))
+    assert none[0] == pytest.approx(1e-15)
+
+
+def test_equal_rows_of_a_stratum_are_one_row() -> None:
+    rows = np.array([[1.0, 2.0], [0.5, 1.0], [1.0 + 1e-13, 2.0], [1.0, 2.0], [1.0 + 1e-11, 2.0]])
+    stratum = np.array([0, 0, 0, 1, 0])
+    found, of, number = distinct(rows, stratum)
+    assert found.round(9).tolist() == [[0.5, 1.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
+    assert (of.tolist(), number.tolist()) == ([0, 0, 0, 1], [1, 2, 1, 1])
+
+
+def test_every_pattern_has_the_chance_of_its_coins() -> None:
+    plus, chance = every_pattern(np.array([2, 1]))
+    assert plus.T.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0], [2, 1]]
+    expected = [stats.binom.pmf(a, 2, 0.5) * stats.binom.pmf(b, 1, 0.5) for a, b in plus.T.tolist()]
+    assert chance == pytest.approx(expected)
+    assert chance.sum() == pytest.approx(1)
+
+
+def test_many_single_groups_are_signed_by_the_byte() -> None:
+    """70 groups in two strata: a random byte signs eight groups, its highest bit the first, 1 for minus."""
+    rng = np.random.default_rng(2)
+    rows = rng.random((70, 2))
+    stratum = np.repeat([0, 1], [43, 27])
+    number = np.ones(70, dtype=np.int64)
+    found = drawn_sums(rows, number, stratum, strata=2, draws=50, seed=9)
+    drawing = np.random.default_rng([0x500D, 9])
+    for h in (0, 1):
+        groups = rows[stratum == h]
+        total = np.zeros((50, 2))
+        for start in range(0, len(groups), 8):
+            bytes_drawn = drawing.integers(0, 256, size=50, dtype=np.uint8)
+            for place, row in enumerate(groups[start : start + 8]):
+                minus = (bytes_drawn >> (7 - place)) & 1
+                total += np.where(minus == 1, -1.0, 1.0)[:, None] * row
+        assert found[:, h] == pytest.approx(total)

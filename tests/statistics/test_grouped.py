@@ -7,7 +7,7 @@ import pytest
 
 from souping.core.types import FloatArray
 from souping.statistics.grouped import GroupedScores, design, stratify
-from souping.statistics.scores import one_category
+from souping.statistics.score_table import one_category
 
 
 def in_two_categories() -> GroupedScores:

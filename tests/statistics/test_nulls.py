@@ -13,7 +13,7 @@ from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
 from souping.statistics.grouped import design
 from souping.statistics.levels import ALPHA
 from souping.statistics.power import Power, measured_power, power_of
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 from tests.conftest import ROOT, make_items
 from tests.support.choices import slow_unless
 from tests.support.flips import sign_flip
@@ -36,7 +36,7 @@ nulls = script(ROOT / "benchmarks" / "nulls.py")
 looks = script(ROOT / "benchmarks" / "looks.py")
 
 
-def test_what_is_accepted() -> None:
+def test_limits_of_the_calibration_are_those_of_the_binomial() -> None:
     assert nulls.allowed(10_000) == 300
     assert nulls.allowed(REPETITIONS) == 13
     assert nulls.least_coverage(10_000) == pytest.approx(0.935, abs=0.001)

@@ -9,7 +9,7 @@ import pytest
 
 from souping.core.scores import Mean
 from souping.statistics.joint import picked_tests
-from souping.statistics.scores import ItemTable
+from souping.statistics.score_table import ItemTable
 from tests.conftest import make_items
 
 ITEMS = make_items(100)

@@ -5,15 +5,28 @@ Its errors against both then have the variance of their difference and a correla
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
-from souping.core.scores import Mean
+from souping.core.scores import Mean, Weighted, WorstCategory
 from souping.core.types import FloatArray, ItemScores, ScoreMatrix
-from souping.statistics.comparison import contrast
-from souping.statistics.power import RunPower, measured_power, power_of
-from souping.statistics.scores import ScoreTable, one_category
+from souping.statistics.comparison import contrast, split_variance
+from souping.statistics.power import (
+    RunPower,
+    detectable,
+    errors_for_power,
+    items_for,
+    items_in_words,
+    measured_power,
+    pair_variance,
+    power_of,
+    rounded_up,
+)
+from souping.statistics.score_table import ScoreTable, one_category
 from tests.conftest import make_items
 
 ITEMS = make_items(200, ("x",))
@@ -71,10 +84,10 @@ def test_of_a_candidate_that_is_ahead_only_what_chance_does_not_explain_is_belie
 def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() -> None:
     """With runs, the root of `detectable` over the number of items; the part of runs has an end."""
     rng = np.random.default_rng(4)
-    right = {name: (rng.random((4, 300)) < 0.6) * 1.0 for name in "ab"}
+    right = {name: (rng.random((4, 300)) < 0.6).astype(float) for name in "ab"}
     table = ScoreTable.complete(one_category(np.arange(300)), right)
     comparison = contrast(table, "a", "b")
-    power = RunPower(comparison=comparison, scores=table, a="a", b="b")
+    power = RunPower(comparison=comparison, scores=table)
     assert comparison.degrees == 6
     for margin in (0.5 * power.detectable(), power.detectable(), 2 * power.detectable()):
         needed = power.items_for(margin)
@@ -84,5 +97,205 @@ def test_the_items_for_a_margin_have_its_power_whether_they_are_more_or_fewer() 
     # A shift of a whole run does not get smaller on more items.
     shifted = {"a": right["a"] * 0 + np.array([[0.2], [0.4], [0.6], [0.3]]), "b": right["b"]}
     table = ScoreTable.complete(one_category(np.arange(300)), shifted)
-    power = RunPower(comparison=contrast(table, "a", "b"), scores=table, a="a", b="b")
+    power = RunPower(comparison=contrast(table, "a", "b"), scores=table)
     assert power.items_for(0.01) is None
+
+
+def published(count: int, categories: tuple[str, ...] = ("x",)) -> ScoreMatrix:
+    """Published scores of so many candidates, of which no answers are known."""
+    return ScoreMatrix(
+        models=tuple("abcdefgh"[:count]),
+        categories=categories,
+        values=np.full((count, len(categories)), 0.5),
+        published=True,
+    )
+
+
+def test_the_needed_items_have_the_power_for_the_margin() -> None:
+    power = power_of(published(3), ITEMS, Mean(), 0.05)
+    assert power is not None
+    assert (power.items, power.margin, power.assumed) == (200, 0.05, True)
+    assert 20 < power.needed != power.items
+    # At that number of items the margin is the gain, but for the rounding up to two digits.
+    again = power_of(published(3), make_items(power.needed, ("x",)), Mean(), 0.05)
+    assert again is not None
+    assert again.gain <= 0.05
+    assert again.gain == pytest.approx(0.05, rel=0.05)
+    # Candidates that count as equal: the gain falls with the root of the items.
+    assert again.gain == pytest.approx(power.gain * math.sqrt(200 / power.needed), rel=1e-6)
+    most = power_of(published(3), ITEMS, Mean(), 1e-6)
+    least = power_of(published(3), ITEMS, Mean(), 10.0)
+    assert most is not None
+    assert least is not None
+    assert (least.needed, most.needed) == (21, 100_001)
+
+
+def test_categories_of_unlike_weight_are_worth_fewer_items() -> None:
+    """1 / sum of w^2 / n independent items: of 200 and 50 with halves, 1 / (1/800 + 1/200) = 160."""
+    items = [*make_items(200, ("x",)), *make_items(50, ("y",))]
+    uneven = power_of(published(2, ("x", "y")), items, Mean(), 0.05)
+    alone = power_of(published(2), make_items(160, ("x",)), Mean(), 0.05)
+    assert uneven is not None
+    assert alone is not None
+    assert uneven.gain == pytest.approx(alone.gain)
+    assert uneven.items == 250
+    weighted = power_of(
+        published(2, ("x", "y")), items, Weighted(category_weights={"x": 1.0, "y": 0.0}), 0.05
+    )
+    whole = power_of(published(2), make_items(200, ("x",)), Mean(), 0.05)
+    assert weighted is not None
+    assert whole is not None
+    assert weighted.gain == pytest.approx(whole.gain)
+
+
+def test_the_test_split_has_errors_of_its_own_size() -> None:
+    rng = np.random.default_rng(3)
+    scores = {}
+    for name in "abc":
+        values = (rng.random(len(ITEMS)) < 0.5).astype(float)
+        scores[name] = ItemScores(items=tuple(ITEMS), values=values)
+    gains = []
+    for size in (200, 800):
+        power = measured_power(scores, make_items(size, ("x",)), Mean(), 0.01)
+        assert power is not None
+        assert (power.items, power.assumed) == (size, False)
+        gains.append(power.gain)
+    assert gains[0] > gains[1]
+    known = measured_power(scores, ITEMS, Mean(), 0.01)
+    same = power_of(replace(ScoreMatrix.from_items(scores)), ITEMS, Mean(), 0.01)
+    assert same == known
+    # Published scores with items count as published: nothing is known of their answers.
+    assumed = power_of(replace(ScoreMatrix.from_items(scores), published=True), ITEMS, Mean(), 0.01)
+    assert assumed is not None
+    assert assumed.assumed
+
+
+def test_equal_candidates_have_the_variance_of_their_own_answers() -> None:
+    """Two candidates that are right on a half of 8 items, independently: each has 8 / 7 of 1 / 32 over 8 items.
+
+    Scaled to 200 items that is 1 / 700, where 10 % of unlike answers give 1 / 4000 a model.
+    """
+    items = [replace(item, group=item.id) for item in make_items(8, ("x",))]
+    right = {"a": [1, 1, 0, 0, 1, 1, 0, 0], "b": [1, 0, 1, 0, 1, 0, 1, 0]}
+    scores = {
+        name: ItemScores(items=tuple(items), values=np.array(values, float))
+        for name, values in right.items()
+    }
+    known = measured_power(scores, ITEMS, Mean(), 0.01)
+    assumed = power_of(published(2), ITEMS, Mean(), 0.01)
+    assert known is not None
+    assert assumed is not None
+    assert known.gain == pytest.approx(assumed.gain * math.sqrt(4000 / 700))
+
+
+def test_no_power_is_told_where_nothing_varies_or_the_objective_bends() -> None:
+    right = ItemScores(items=tuple(ITEMS), values=(np.arange(len(ITEMS)) % 2).astype(float))
+    assert measured_power({"a": right}, ITEMS, Mean(), 0.01) is None
+    assert measured_power({"a": right, "b": right}, ITEMS, Mean(), 0.01) is None
+    assert power_of(published(2), ITEMS, WorstCategory(), 0.01) is None
+
+
+def test_the_variance_of_pairs_is_the_mean_over_all_pairs() -> None:
+    root = np.random.default_rng(5).standard_normal((4, 4))
+    covariance = root @ root.T
+    pairs = [
+        covariance[a, a] + covariance[b, b] - 2 * covariance[a, b]
+        for a in range(4)
+        for b in range(a)
+    ]
+    assert pair_variance(covariance) == pytest.approx(np.mean(pairs))
+    assert pair_variance(covariance[:1, :1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("items", "rounded"),
+    [
+        (0, 0), (0.2, 1), (7.1, 8), (12, 12), (99.5, 100), (100, 100), (101, 110), (1201, 1300), (98_001, 99_000),
+        (100_000, 100_000), (100_000.5, 100_001), (math.inf, 100_001), (math.nan, 100_001),
+    ],
+)  # fmt: skip
+def test_items_are_rounded_up_to_two_digits(items: float, rounded: int) -> None:
+    assert rounded_up(items) == rounded
+
+
+def test_items_in_words_end_at_100000() -> None:
+    assert items_in_words(1300) == "about 1,300"
+    assert items_in_words(100_000) == "about 100,000"
+    assert items_in_words(100_001) == "more than 100,000"
+
+
+@pytest.mark.parametrize(("degrees", "share"), [(2.0, 1.0), (5.0, 0.4), (200.0, 0.7)])
+def test_few_runs_need_more_standard_errors(degrees: float, share: float) -> None:
+    """The root by scipy of the power on average over 24 quantiles of both estimates."""
+    z = stats.norm.ppf(0.975)
+    t = stats.t.ppf(0.975, degrees)
+    squares = stats.chi2.isf((np.arange(24) + 0.5) / 24, degrees) / degrees
+    true = share / squares[:, None]
+    reaches = np.sqrt(z**2 * (1 - share) + t**2 * true * squares)
+
+    def lacking(k: float) -> float:
+        power = stats.norm.cdf((k - reaches) / np.sqrt(1 - share + true))
+        return float(power.mean() - 0.8)
+
+    quantile, errors = errors_for_power(0.95, degrees, share)
+    assert quantile == pytest.approx(math.sqrt(z**2 * (1 - share) + t**2 * share))
+    assert errors == pytest.approx(optimize.brentq(lacking, 0.1, 90 * t), rel=1e-4)
+
+
+@pytest.mark.parametrize("degrees", [201.0, math.inf])
+def test_many_degrees_are_the_normal_distribution(degrees: float) -> None:
+    quantile, errors = errors_for_power(0.99, degrees)
+    assert quantile == pytest.approx(stats.norm.ppf(0.995))
+    assert errors == pytest.approx(stats.norm.ppf(0.995) + stats.norm.ppf(0.8))
+
+
+@pytest.mark.parametrize(("step", "margin"), [(0.0, 0.01), (0.004, 0.01), (0.004, 0.2)])
+def test_items_for_a_margin_solve_the_quadratic(step: float, margin: float) -> None:
+    """Of x^2 times the items the difference is width / x + step / x^2."""
+    rng = np.random.default_rng(6)
+    table = ScoreTable.complete(
+        one_category(np.arange(400)), {name: rng.random(400) for name in "ab"}
+    )
+    comparison = replace(contrast(table, "a", "b"), step=step)
+    half = max(comparison.high - comparison.difference, comparison.difference - comparison.low)
+    z = stats.norm.ppf(0.975)
+    width = half * (z + stats.norm.ppf(0.8)) / z
+    assert detectable(comparison) == pytest.approx(width + step)
+    x = optimize.brentq(lambda x: width / x + step / x**2 - margin, 1e-6, 1e6)
+    assert items_for(comparison, margin) == rounded_up(400 * x * x)
+    assert items_for(comparison, 0.0) == items_for(comparison, -1.0) == 100_001
+
+
+@pytest.mark.parametrize(("more", "times"), [(0, 1.0), (2, 1.0), (0, 3.0), (3, 0.5)])
+def test_more_runs_and_more_items_shrink_their_own_parts(more: int, times: float) -> None:
+    """Four runs of a and three of b."""
+    rng = np.random.default_rng(7)
+    shift = {"a": rng.normal(0, 0.05, (4, 1)), "b": rng.normal(0, 0.05, (3, 1))}
+    table = ScoreTable.complete(
+        one_category(np.arange(200)),
+        {name: 0.5 + runs + rng.normal(0, 0.2, (len(runs), 200)) for name, runs in shift.items()},
+    )
+    comparison = contrast(table, "a", "b")
+    power = RunPower(comparison=comparison, scores=table)
+    parts = split_variance(table.scored, "a", "b")
+    lasting = min(parts.runs or 0.0, parts.run_means)
+    of_runs = lasting + (parts.run_means - lasting) / times
+    of_runs *= (1 / (4 + more) + 1 / (3 + more)) / (1 / 4 + 1 / 3)
+    total = (parts.total - parts.run_means) / times + of_runs
+    _, now = errors_for_power(comparison.level.confidence, comparison.degrees, comparison.run_share)
+    _, then = errors_for_power(
+        comparison.level.confidence, comparison.degrees + 2 * more, of_runs / total
+    )
+    expected = detectable(comparison) * then / now * math.sqrt(total / parts.total)
+    assert power.detectable(more, times) == pytest.approx(expected)
+
+
+def test_without_runs_items_alone_count() -> None:
+    rng = np.random.default_rng(8)
+    table = ScoreTable.complete(
+        one_category(np.arange(200)), {name: rng.random(200) for name in "ab"}
+    )
+    comparison = contrast(table, "a", "b")
+    power = RunPower(comparison=comparison, scores=table)
+    assert power.detectable(times_items=4.0) == pytest.approx(detectable(comparison) / 2)
+    assert power.items_for(0.02) == items_for(comparison, 0.02)

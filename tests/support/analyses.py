@@ -13,7 +13,7 @@ from souping.analysis.correlation import pearson
 from souping.core.reading import to_json
 from souping.core.scores import Mean
 from souping.core.types import FloatArray, Item, ItemScores, Recipe, Record, Split
-from souping.report.files import as_json
+from souping.report.run_files import as_json
 from souping.search.points import uniform, weight_grid
 
 NAMES = ("ant", "bee", "cat", "dog")

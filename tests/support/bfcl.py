@@ -9,6 +9,7 @@ from typing import Any
 
 from souping.core.types import Item, Record
 from souping.evaluate.bfcl import Environment, records, run_bfcl_eval
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 
 CHAT = "I am sorry, none of these functions can do that"
 UNMET = {
@@ -31,14 +32,27 @@ UNMET = {
 less than 100 %."""
 
 
+def answer_key(item: Item) -> dict[str, Any]:
+    """The functions of an item's prompt, and the calls that bfcl-eval accepts."""
+    assert isinstance(item.answer, dict)
+    return item.answer
+
+
+def messages(item: Item) -> list[dict[str, Any]]:
+    """The only turn of an item's prompt."""
+    assert not isinstance(item.prompt, str)
+    return [dict(message) for message in item.prompt]
+
+
 def right_answer(item: Item, planted: bool = False) -> str:
     """A text that BFCL's checker must accept; with `planted`, one value in it is wrong."""
-    calls = item.answer["calls"]
+    key = answer_key(item)
+    calls = key["calls"]
     if calls == []:
         return CHAT
     if calls == "any":
         return "[anything(at_all=1)]"
-    docs = {doc["name"]: doc["parameters"] for doc in item.answer["functions"]}
+    docs = {doc["name"]: doc["parameters"] for doc in key["functions"]}
     rest = [_call(one, docs, item.language) for one in calls[1:]]
     return f"[{', '.join([_call(calls[0], docs, item.language, planted), *rest])}]"
 
@@ -46,11 +60,12 @@ def right_answer(item: Item, planted: bool = False) -> str:
 def wrong_answers(item: Item) -> dict[str, str]:
     """{what is wrong: text} that BFCL's checker must reject."""
     right = right_answer(item)
-    if item.answer["calls"] == []:
+    calls = answer_key(item)["calls"]
+    if calls == []:
         return {"a call where none may be": "[anything(at_all=1)]"}
-    if item.answer["calls"] == "any":
+    if calls == "any":
         return {"no call": CHAT}
-    name = next(iter(item.answer["calls"][0]))
+    name = next(iter(calls[0]))
     planted = right_answer(item, planted=True)
     return {
         "another function": right.replace(f"{name}(", "not_this_one(", 1),
@@ -139,3 +154,24 @@ def score(
         (folder / f"BFCL_v4_{category}_result.json").write_text("\n".join(lines) + "\n")
     run_bfcl_eval(environment, root, handler, ids)
     return records(root / "result" / name, root / "score" / name, items)
+
+
+def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[Item]:
+    """The items of each category with the shortest prompts: they fit the demo's 512 tokens."""
+    found = []
+    for name in categories:
+        items = BfclBenchmark(data=bfcl.data, categories=(name,)).items()
+        found += sorted(
+            (item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item))
+        )[:count]
+    return found
+
+
+def prompt(item: Item) -> str:
+    """What the handler `plain` asks of a Python item; bfcl-eval adds the hint on the language."""
+    hint = " Note that the provided function is in Python 3 syntax."
+    docs = [
+        json.dumps({**doc, "description": doc["description"] + hint})
+        for doc in answer_key(item)["functions"]
+    ]
+    return "\n".join([*docs, *(f"User: {m['content']}" for m in messages(item)), "Call:"])

@@ -62,7 +62,9 @@ class Browser:
         if self._session:
             request["sessionId"] = self._session
         self._write(json.dumps(request).encode() + b"\0")
-        return self._until(lambda message: message.get("id") == self._count).get("result", {})
+        reply = self._until(lambda message: message.get("id") == self._count)
+        result: dict[str, Any] = reply.get("result", {})
+        return result
 
     def open(
         self, page: Path, width: int = 1280, scheme: str = "light", media: str = "screen"

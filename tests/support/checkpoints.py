@@ -15,7 +15,8 @@ from souping.checkpoints.fingerprints import fingerprint
 from souping.core.text import parse_size
 from souping.core.types import Recipe
 from souping.merge.alignment import Alignment
-from souping.merge.local import LocalMerge, ModelMerge
+from souping.merge.backend import MergeBackend
+from souping.merge.local import LocalMerge
 from souping.merge.plan import MergePlan
 
 
@@ -98,7 +99,7 @@ def opened(folders: Mapping[str, Path]) -> tuple[dict[str, Checkpoint], dict[str
     }
 
 
-def aligned(merge: ModelMerge[Any], folders: Mapping[str, Path]) -> Alignment:
+def aligned(merge: MergeBackend, folders: Mapping[str, Path]) -> Alignment:
     return merge.align(
         {name: Checkpoint.open(path, merge.allow_pickle) for name, path in folders.items()}
     )

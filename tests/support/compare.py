@@ -8,7 +8,7 @@ import numpy as np
 
 import souping as library
 from souping.comparison.result import CompareResult
-from tests.logs.test_readers import Frame
+from tests.support.logs import Frame
 
 Rows = list[dict[str, Any]]
 

@@ -13,76 +13,90 @@ from dataclasses import replace
 from typing import Any
 
 import hydra
+import pytest
 from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import DefaultsList
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig
 
 from souping.cli.commands import OVERLAY, root_of
-from souping.cli.help import folder
+from souping.core.system import conf_folder
 
 SHIPPED = {"hydra", "main", "schema"}
 """Providers of files that no test writes."""
 SETTINGS = OVERLAY.lstrip("+").replace("=", "/")
 """The values of a test's file of settings."""
-KEPT: dict[tuple[str, ...], Any] = {}
+FILES: dict[tuple[str, ...], ConfigResult | None] = {}
+LISTS: dict[tuple[str, ...], DefaultsList] = {}
+CONFIGS: dict[tuple[str, ...], DictConfig] = {}
 """Files, lists and merged configurations of this session."""
 load = ConfigRepository.load_config
 make_list = defaults_list.create_defaults_list
 merge = ConfigLoaderImpl._compose_config_from_defaults_list
 
 
-def shipped(repo: Any) -> tuple[str, ...]:
+def shipped(repo: IConfigRepository) -> tuple[str, ...]:
     """Places of the files in use; empty if some belong to a test."""
     sources = repo.get_sources()
-    own = any(source.provider not in SHIPPED for source in sources)
-    return () if own else tuple(f"{source.provider} {source.path}" for source in sources)
+    if any(source.provider not in SHIPPED for source in sources):
+        return ()
+    return tuple(f"{source.provider} {source.path}" for source in sources)
 
 
-def loaded(repo: Any, config_path: str) -> Any:
+def loaded(repo: ConfigRepository, config_path: str) -> ConfigResult | None:
     places = shipped(repo)
     key = ("file", *places, config_path)
-    if not places or config_path == SETTINGS or key not in KEPT:
-        KEPT[key] = load(repo, config_path)
-    return KEPT[key]
+    if not places or config_path == SETTINGS or key not in FILES:
+        FILES[key] = load(repo, config_path)
+    return FILES[key]
 
 
-def listed(repo: Any, config_name: str, overrides_list: Sequence[Any], **flags: bool) -> Any:
+def listed(
+    repo: IConfigRepository, config_name: str, overrides_list: list[Override], **flags: bool
+) -> DefaultsList:
     places = shipped(repo)
     given = defaults_list.Overrides(repo, overrides_list)
-    values = {id(one) for one in given.config_overrides}
-    chosen = (one.input_line for one in overrides_list if id(one) not in values)
+    values = {id(override) for override in given.config_overrides}
+    chosen = [str(override.input_line) for override in overrides_list if id(override) not in values]
     key = ("list", *places, config_name, *map(str, flags.values()), *chosen)
-    if not places or key not in KEPT:
-        KEPT[key] = make_list(repo, config_name, overrides_list, **flags)
-    return replace(KEPT[key], config_overrides=given.config_overrides)
+    if not places or key not in LISTS:
+        LISTS[key] = make_list(repo, config_name, overrides_list, **flags)
+    return replace(LISTS[key], config_overrides=given.config_overrides)
 
 
-class Copies:
+class Copies(ConfigRepository):
     """Copies of a repository's files: Hydra's merge moves their nodes into the result."""
 
-    def __init__(self, repo: Any) -> None:
+    def __init__(self, repo: IConfigRepository) -> None:
         self.repo = repo
+        self.sources = repo.get_sources()
 
-    def load_config(self, config_path: str) -> Any:
+    def load_config(self, config_path: str) -> ConfigResult | None:
         return deepcopy(self.repo.load_config(config_path))
 
-    def get_schema_source(self) -> Any:
-        return self.repo.get_schema_source()
 
-
-def merged(loader: Any, defaults: Sequence[Any], repo: Any) -> Any:
+def merged(
+    loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository
+) -> DictConfig:
     places = shipped(repo)
-    key = ("merge", *places, *(f"{one.config_path} {one.package} {one.parent}" for one in defaults))
-    own = any(one.config_path == SETTINGS for one in defaults)
-    if not places or own or key not in KEPT:
-        KEPT[key] = merge(loader, defaults, Copies(repo))
-    return deepcopy(KEPT[key])
+    entries = [f"{entry.config_path} {entry.package} {entry.parent}" for entry in defaults]
+    key = ("merge", *places, *entries)
+    of_test = any(entry.config_path == SETTINGS for entry in defaults)
+    if not places or of_test or key not in CONFIGS:
+        CONFIGS[key] = merge(loader, defaults, Copies(repo))
+    return deepcopy(CONFIGS[key])
 
 
 def compose_once() -> None:
-    ConfigRepository.load_config = loaded
-    config_loader_impl.create_defaults_list = listed
-    ConfigLoaderImpl._compose_config_from_defaults_list = merged
+    """For the whole session: nothing takes this back."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ConfigRepository, "load_config", loaded)
+    patch.setattr(config_loader_impl, "create_defaults_list", listed)
+    patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merged)
 
 
 def compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +114,7 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
 
     config.register()
     root = root_of(overrides)
-    with hydra.initialize_config_dir(config_dir=str(folder()), version_base="1.3"):
+    with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         cfg = hydra.compose(root, list(overrides))
         config.drop_replaced(cfg, root, overrides)
         return config.resolved(cfg)

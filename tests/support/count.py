@@ -24,8 +24,7 @@ import textwrap
 import threading
 import tokenize
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Iterable, Mapping, Set as AbstractSet
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -59,9 +58,11 @@ def _dotted(path: Path) -> str:
 def code_lines(text: str) -> int:
     docs = set[int]()
     for node in ast.walk(ast.parse(text)):
-        documented = isinstance(node, (ast.Module, ast.ClassDef, *Functions))
-        if documented and ast.get_docstring(node, clean=False) is not None:
-            docs |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+        if not isinstance(node, (ast.Module, ast.ClassDef, *Functions)):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            docstring = node.body[0]
+            docs |= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     lines = enumerate(text.split("\n"), 1)
     return sum(
         bool(line.strip()) and not line.strip().startswith("#") and n not in docs

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from souping.core.protocols import ModelHost, WeightSamples, WeightStream
 from souping.core.types import Json, Missing
 from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment
-from souping.evaluate.bfcl.benchmark import MULTI_TURN, SINGLE_TURN
 from souping.evaluate.servers.choices import RunningServer, Server
+from souping.logs.bfcl_items import MULTI_TURN, SINGLE_TURN
 from souping.merge.loaded_weights import sample_weights
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from souping.core.types import Item, Json
+from tests.support.models import HeldModel
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 NAMES = ("ant", "bee", "cat", "dog")
 CATEGORIES = {"red": (5, 3, 1, 1), "green": (1, 2, 5, 2), "blue": (2, 1, 1, 4)}
@@ -35,7 +41,9 @@ def save_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def save_model(folder: Path, seed: int, base: Any = None, **changes: Any) -> Any:
+def save_model(
+    folder: Path, seed: int, base: LlamaForCausalLM | None = None, **changes: Json
+) -> LlamaForCausalLM:
     """A Llama of about 14,000 parameters in bfloat16: the base plus noise of its own seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,32 +55,26 @@ def save_model(folder: Path, seed: int, base: Any = None, **changes: Any) -> Any
     sizes |= {"num_attention_heads": 2, "max_position_embeddings": 128}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(**{**sizes, **tokens, "tie_word_embeddings": True, **changes})
-    )
+    settings = {**sizes, **tokens, "tie_word_embeddings": True, **changes}
+    model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.15 if base is None else 0.03
             start = 0.0 if base is None else base.state_dict()[name].float()
             if parameter.ndim > 1:
                 parameter.copy_(start + scale * torch.randn(parameter.shape))
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     save_tokenizer(folder)
     return model
 
 
 def answers(folder: Path, prompts: list[str]) -> list[str]:
-    from types import SimpleNamespace
-
-    from souping.core.types import Item
     from souping.evaluate.engines.transformers import load_module, load_tokenizer
     from souping.evaluate.generate import LocalEvaluator
 
     evaluator = LocalEvaluator(max_new_tokens=4, batch_size=50, threads=1, device="cpu")
     module = load_module(folder, evaluator.hosting.module_settings())
-    served = SimpleNamespace(
-        module=module, tokenizer=load_tokenizer(folder), folder=folder, eos_token_ids=()
-    )
+    served = HeldModel(module=module, tokenizer=load_tokenizer(folder), folder=folder)
     items = [Item(id=str(i), category="c", prompt=p, answer="") for i, p in enumerate(prompts)]
     return [record.output for record in evaluator.evaluate(served, items)]
 

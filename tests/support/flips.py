@@ -8,7 +8,7 @@ from souping.statistics.comparison import Comparison
 from souping.statistics.flips import SIGN_DRAWS, flip_reach
 from souping.statistics.grouped import GroupedScores
 from souping.statistics.levels import Level
-from souping.statistics.scores import ItemTable, ScoreTable
+from souping.statistics.score_table import ItemTable, ScoreTable
 
 
 def sign_flip(scores: GroupedScores, *, draws: int = SIGN_DRAWS, seed: int = 0) -> float:

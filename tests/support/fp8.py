@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tests.conftest import ROOT
+
 SIZES = {"vocab_size": 13, "hidden_size": 16, "intermediate_size": 200, "num_hidden_layers": 1}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 36}
 LAYOUTS = {
@@ -35,9 +37,8 @@ def write(out: Path, preset: str, seed: int) -> dict[str, str]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS, max_position_embeddings=32)).to(
-        torch.bfloat16
-    )
+    config = LlamaConfig.from_dict({**SIZES, **HEADS, "max_position_embeddings": 32})
+    model = LlamaForCausalLM(config).bfloat16()
     groups = {"g": preset_name_to_scheme(preset, ["Linear"])}
     apply_quantization_config(model, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))
     for module in model.modules():
@@ -61,8 +62,8 @@ def calibrate(module: torch.nn.Module) -> None:
     scheme: Any = getattr(module, "quantization_scheme", None)
     if scheme is None:
         return
-    weight = module.weight.detach().float()
-    scale = module.weight_scale
+    weight = module.get_parameter("weight").detach().float()
+    scale = module.get_parameter("weight_scale")
     rows, columns = scheme.weights.block_structure or (1, weight.shape[1])
     if scheme.weights.strategy == "tensor":
         rows, columns = weight.shape
@@ -74,10 +75,10 @@ def calibrate(module: torch.nn.Module) -> None:
         blocks = [weight[i : i + rows, j : j + columns] for j in starts]
         low.append([block.min() for block in blocks])
         high.append([block.max() for block in blocks])
-    found, _ = calculate_qparams(torch.tensor(low), torch.tensor(high), scheme.weights)
-    scale.data = found.reshape(scale.shape).to(scale.dtype)
+    scales, _ = calculate_qparams(torch.tensor(low), torch.tensor(high), scheme.weights)
+    scale.data = scales.reshape(scale.shape).to(scale.dtype)
     if getattr(module, "input_scale", None) is not None:
-        module.input_scale.data.fill_(1.0)
+        module.get_parameter("input_scale").data.fill_(1.0)
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -90,3 +91,6 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     table = {name: write(root / name, preset, int(name[-1])) for name, preset in LAYOUTS.items()}
     (root / "expected.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+DATA = ROOT / "tests" / "data" / "fp8"

@@ -241,10 +241,14 @@ class Handler(BaseHTTPRequestHandler):
         return self._writes(name)
 
     def _commit_of(self, repo: Repo | None, revision: str) -> str | None:
-        oid = repo and (repo.refs.get(revision) or (revision if revision in repo.commits else None))
-        if repo is not None and oid is None:
-            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return oid
+        if repo is None:
+            return None
+        if revision in repo.refs:
+            return repo.refs[revision]
+        if revision in repo.commits:
+            return revision
+        self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return None
 
     def info(self, name: str, revision: str = "main") -> None:
         repo = self._repo(name)

@@ -8,29 +8,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from souping.core.protocols import ModuleSettings
 from souping.core.types import Item
 from souping.evaluate.engines.transformers import load_module, load_tokenizer
 from souping.evaluate.generate import LocalEvaluator
-from souping.evaluate.servers.process import Process, ServerError, models_at, post
+from souping.evaluate.servers.server_process import Process, ServerError, models_at, post
+from tests.support.models import HeldModel
 
 
-def live(folder: Path, settings: ModuleSettings | None = None) -> Any:
+def live(folder: Path, settings: ModuleSettings | None = None) -> HeldModel:
     module = load_module(folder, settings or ModuleSettings())
-    return SimpleNamespace(
-        soup="s",
-        folder=folder,
-        module=module,
-        tokenizer=load_tokenizer(folder),
-        eos_token_ids=(),
-        stream=None,
-        adapter=None,
-        half=None,
-        check_weights=lambda samples: None,
-    )
+    return HeldModel(soup="s", folder=folder, module=module, tokenizer=load_tokenizer(folder))
 
 
 def local_answers(folder: Path, prompts: Sequence[Any], tokens: int) -> list[str]:

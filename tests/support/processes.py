@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from tests.conftest import ROOT
 
 
 def members(group: int) -> list[int]:
@@ -35,3 +43,34 @@ def wait_for(path: Path, seconds: float = 600.0) -> str:
             return path.read_text().strip()
         time.sleep(0.05)
     raise AssertionError(f"{path} never came")
+
+
+def timeless(report: dict[str, Any]) -> dict[str, Any]:
+    differing = ("cost", "provenance", "rebuild")
+    return {key: value for key, value in report.items() if key not in differing}
+
+
+def rows_in(store: Path) -> int:
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
+            return int(db.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+    except sqlite3.Error:
+        return 0
+
+
+def killed_at(rows: int, words: Sequence[str], folder: Path) -> int:
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "souping", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    store = folder / "outputs/store.sqlite"
+    while victim.poll() is None and rows_in(store) < rows:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    kept = rows_in(store)
+    assert kept >= rows
+    return kept

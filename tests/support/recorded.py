@@ -20,11 +20,11 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from souping.answers.claims import evaluator_digest
 from souping.core.protocols import Evaluator, evaluator_fingerprint
 from souping.core.types import Item
 from souping.evaluate.benchmark import make_splits
-from souping.merge import MergeBackend
-from souping.pipeline.looks.claims import evaluator_digest
+from souping.merge.backend import MergeBackend
 from tests.conftest import ROOT
 from tests.support.composition import unchecked
 

@@ -9,26 +9,30 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-SIZES = {
-    "vocab_size": 13,
-    "hidden_size": 6,
-    "intermediate_size": 5,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-}
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 
-def llama(seed: int, **settings: Any) -> Any:
+def llama(seed: int, *, tie_word_embeddings: bool = False) -> LlamaForCausalLM:
     """A model whose sizes no two ranks can share evenly."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=32, **settings)
-    return LlamaForCausalLM(config).to(torch.bfloat16)
+    config = LlamaConfig(
+        vocab_size=13,
+        hidden_size=6,
+        intermediate_size=5,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        tie_word_embeddings=tie_word_embeddings,
+    )
+    return LlamaForCausalLM(config).bfloat16()
 
 
 def write(rank: int, out: Path, port: int) -> None:
@@ -122,10 +126,12 @@ def wrapped(rank: int, out: Path) -> None:
 
 
 def main(out: Path) -> None:
+    from torch.multiprocessing import spawn
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(write, args=(out, port), nprocs=2)
+    spawn(write, args=(out, port), nprocs=2)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,29 @@ from souping.core.types import Recipe, Result, Trial
 from souping.report.content import TrialRow
 
 
-def made(row: TrialRow) -> Trial:
-    weights = tuple(row.weights.values())
-    names = tuple(row.weights)
+def trial_of(row: TrialRow, best: float) -> Trial:
+    """The trial of a row without gaps, and the best objective until then."""
+    assert row.number is not None
+    assert row.objective is not None
+    assert row.items is not None
+    assert row.reused is not None
+    shares = numbers(row.weights)
+    weights = tuple(shares.values())
+    names = tuple(shares)
     recipe = Recipe(ingredients=names, fingerprints=names, weights=weights, dtype="float32")
-    result = Result(objective=row.objective, categories=row.categories, items=row.items)
+    result = Result(objective=row.objective, categories=numbers(row.categories), items=row.items)
     return Trial(
-        number=row.number, recipe=recipe, weights=weights, result=result, reused=row.reused
+        number=row.number,
+        recipe=recipe,
+        weights=weights,
+        result=result,
+        reused=row.reused,
+        best=best,
     )
+
+
+def numbers(table: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in table.items() if value is not None}
 
 
 def log_of(run_dir: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from souping.core.protocols import Optimiser
+from souping.core.protocols import Search
 from souping.core.types import FloatArray, Query, Result, SearchSpace, Weights
 from souping.search.adaptive import Adaptive
 
@@ -29,10 +29,8 @@ class World:
     @property
     def truth(self) -> FloatArray:
         """Mean of the categories' means over all items [S]."""
-        return np.mean(
-            [self.values[:, self.categories == c].mean(1) for c in np.unique(self.categories)],
-            axis=0,
-        )
+        means = [self.values[:, self.categories == c].mean(1) for c in np.unique(self.categories)]
+        return np.asarray(np.stack(means).mean(axis=0))
 
     def score(self, weights: Weights) -> float:
         return float(self.truth[self.points.index(weights)])
@@ -75,18 +73,18 @@ def world(
     return World(points, values, categories, replace(space, **changes))
 
 
-def searched(optimiser: Optimiser, of: World, opened: int = 1) -> list[Query]:
+def searched(search: Search, of: World, opened: int = 1) -> list[Query]:
     """The requests of a search, `opened` of them open at once; the latest is answered first."""
     requests: list[Query] = []
     waiting: list[Query] = []
     while True:
-        query = optimiser.ask() if len(waiting) < opened else None
+        query = search.ask() if len(waiting) < opened else None
         if query is not None:
             requests.append(query)
             waiting.append(query)
         elif waiting:
             latest = waiting.pop()
-            optimiser.tell(latest, of.answer(latest))
+            search.tell(latest, of.answer(latest))
         else:
             return requests
 

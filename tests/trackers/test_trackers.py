@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -19,14 +19,14 @@ import pytest
 from souping.core.protocols import Tracker
 from souping.core.types import Json, JsonObject, Recipe, Result, Trial
 from souping.core.unit import POINTS
-from souping.report.analyses import read_content
-from souping.report.files import write_report, write_selection, write_trials
+from souping.report.analysis_results import read_content
 from souping.report.progress import show_warnings
+from souping.report.run_files import write_report, write_selection, write_trials
 from souping.testing import check_tracker
 from souping.trackers import GuardedTracker, NoTracker, TrackioTracker, WandbTracker
 from tests.support.choices import differing, each
 from tests.support.report import sample
-from tests.support.wandb import log_of, made, of_type, tables_of
+from tests.support.wandb import log_of, of_type, tables_of, trial_of
 
 # read when it is imported
 os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp(prefix="souping-trackio-"))
@@ -105,8 +105,9 @@ def recorded(
         tracker = WandbTracker(group="sweep-1", args={"tags": ["fast"], "job_type": "job"})
         tracker.start({"selector": {"threshold": 0.2}, "name": "mine"}, run_dir)
         for number, entry in enumerate(trials[:12], start=1):
-            best = max(earlier.objective for earlier in trials[:number])
-            tracker.log(dataclasses.replace(made(entry), best=best))
+            objectives = [trial.objective for trial in trials[:number]]
+            best = max(objective for objective in objectives if objective is not None)
+            tracker.log(trial_of(entry, best))
         content = read_content(report)
         write_report(content, trials[:12], run_dir)
         write_trials(trials[:12], content, run_dir / "trials.csv")
@@ -148,8 +149,9 @@ def test_there_is_exactly_one_point_a_trial(recorded: Any) -> None:
     _, trials = sample(columns=3)
     points = [one["item"] for one in of_type(recorded[1], "history")]
     assert [p["trial"] for p in points] == list(range(1, 13))
-    assert [p["objective"] for p in points] == pytest.approx([t.objective for t in trials[:12]])
-    best = list(accumulate((trial.objective for trial in trials[:12]), max))
+    objectives = [trial.objective for trial in trials[:12] if trial.objective is not None]
+    assert [p["objective"] for p in points] == pytest.approx(objectives)
+    best = list(accumulate(objectives, max))
     assert [p["best"] for p in points] == pytest.approx(best)
     assert points[0]["category/simple_java"] == pytest.approx(trials[0].categories["simple_java"])
     assert sum(v for k, v in points[0].items() if k.startswith("weight/")) == pytest.approx(1)
@@ -218,24 +220,24 @@ def test_an_online_run_that_cannot_be_is_an_offline_one_and_nobody_is_asked(
 
 
 def test_a_multirun_is_summarised_by_one_run_of_its_group(tmp_path: Path) -> None:
-    rows = [
+    rows: list[Mapping[str, Json]] = [
         {
             "job": 0,
             "overrides": ["optimiser=grid", "seed=1"],
             "objective": 0.71,
-            "run_dir": tmp_path / "0",
+            "run_dir": str(tmp_path / "0"),
         },
         {
             "job": 1,
             "overrides": ["optimiser=nevergrad"],
             "objective": 0.78,
-            "run_dir": tmp_path / "1",
+            "run_dir": str(tmp_path / "1"),
         },
         {
             "job": 2,
             "overrides": ["x"],
             "objective": None,
-            "run_dir": tmp_path / "2",
+            "run_dir": str(tmp_path / "2"),
             "refused": "\x1b[31mno",
         },
     ]
@@ -320,7 +322,7 @@ class Recorded:
         self.ended = True
 
 
-def test_trackio_records(
+def test_trackio_gets_settings_points_and_the_verdict(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Json] = {}

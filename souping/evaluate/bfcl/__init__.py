@@ -39,9 +39,9 @@ from souping.core.types import (
 )
 from souping.evaluate import machine
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.bfcl.benchmark import BfclBenchmark, chosen_categories, needs_full
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark, chosen_categories, needs_full
 from souping.evaluate.servers.choices import Server
-from souping.evaluate.servers.process import Process, ServerError, models_at
+from souping.evaluate.servers.server_process import Process, ServerError, models_at
 from souping.evaluate.templates import generation_notes
 from souping.logs.bfcl import FAILED, bfcl_lines, counts
 from souping.logs.bfcl_items import FILE_ITEMS, MULTI_TURN

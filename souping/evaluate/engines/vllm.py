@@ -48,7 +48,7 @@ from souping.evaluate.engines.transformers import (
     prompt_key,
 )
 from souping.evaluate.machine import MachineSettings
-from souping.evaluate.servers.process import PidGuard
+from souping.evaluate.servers.server_process import PidGuard
 from souping.evaluate.templates import Decoding, render
 from souping.evaluate.tool_arguments import (
     GPU_FRACTION,

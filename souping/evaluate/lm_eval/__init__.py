@@ -34,7 +34,7 @@ from souping.core.types import (
 )
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import outline_items
-from souping.evaluate.lm_eval.logged import LoggedModel, responses_at
+from souping.evaluate.lm_eval.logged_responses import LoggedModel, responses_at
 from souping.evaluate.lm_eval.metrics import pseudo_values
 from souping.evaluate.lm_eval.model import harness_model, run_harness
 from souping.evaluate.lm_eval.tasks import (

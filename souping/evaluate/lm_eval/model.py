@@ -46,8 +46,7 @@ from souping.evaluate.templates import (
 if TYPE_CHECKING:
     import torch
     from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.models.huggingface import HFLM as Base
+    from lm_eval.models.huggingface import HFLM, HFLM as Base
     from transformers import PreTrainedTokenizerBase
 else:
     Base = object  # lm_eval is imported when the model is made

@@ -14,7 +14,7 @@ from typing import Annotated
 from souping.core.fields import Bounds, Count, Form, Seconds, Threads, component
 from souping.core.reading import read
 from souping.core.types import Item, Json, JsonObject, UserError, digest, frozen
-from souping.evaluate.servers.process import ServerError, parsed, post
+from souping.evaluate.servers.server_process import ServerError, parsed, post
 
 JUDGE_VERSION = 1
 """Raise when the same settings would give other verdicts."""

@@ -25,7 +25,7 @@ from souping.core.files import expanded
 from souping.core.protocols import ModelHost
 from souping.core.text import install
 from souping.core.types import Json, JsonObject, Missing, Names, UserError
-from souping.evaluate.servers.process import (
+from souping.evaluate.servers.server_process import (
     HOST,
     Process,
     ServerError,

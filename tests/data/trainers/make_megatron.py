@@ -24,13 +24,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 PADDED = 64
-SIZES_OF = {
+SIZES_OF: dict[str, dict[str, int | torch.dtype]] = {
     "llama_pp": {"pipeline_model_parallel_size": 2, "pipeline_dtype": torch.float32},
     "llama_split": {"tensor_model_parallel_size": 2},
     "qwen2_tp": {"tensor_model_parallel_size": 2},
     "qwen3_moe_ep": {"expert_model_parallel_size": 2},
 }
-HUB = {
+HUB: dict[str, dict[str, object]] = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
     "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True},
     "qwen3_moe": {
@@ -42,14 +42,17 @@ HUB = {
 
 def no_gpu() -> None:
     """CUDA calls on Megatron's way that do nothing without a GPU."""
-    torch.cuda.synchronize = lambda *_: None
-    torch.cuda.current_device = lambda: torch.device("cpu")
-    torch.cuda.Stream = type("Stream", (), {})
+    stand_ins = {
+        "synchronize": lambda *_: None,
+        "current_device": lambda: torch.device("cpu"),
+        "Stream": type("Stream", (), {}),
+    }
+    vars(torch.cuda).update(stand_ins)
     moe_utils.te_general_gemm = None  # a name that 0.16.1 defines with Transformer Engine alone
     CudaRNGStatesTracker.fork = lambda *_, **__: nullcontext()
 
 
-def model_of(name: str, sizes: dict[str, int]) -> GPTModel:
+def model_of(name: str, sizes: dict[str, int | torch.dtype]) -> GPTModel:
     moe = name.startswith("qwen3_moe")
     experts = {
         "num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 16, "moe_grouped_gemm": False,
@@ -143,7 +146,7 @@ def logits_of(model: GPTModel, name: str) -> torch.Tensor:
         if dist.get_rank() == 1:
             dist.recv(hidden, 0)
             model.set_input_tensor(hidden)
-        out = model(TOKENS, positions, mask)
+        out: torch.Tensor = model(TOKENS, positions, mask)
         if dist.get_rank() == 0:
             dist.send(out.contiguous(), 1)
             out = torch.empty(1, length, PADDED)

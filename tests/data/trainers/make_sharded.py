@@ -28,7 +28,7 @@ EXPERTS = {
     "norm_topk_prob": True,
     "decoder_sparse_step": 1,
 }
-HUB = {
+HUB: dict[str, dict[str, object]] = {
     "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
     "qwen3_moe": {
         "model_type": "qwen3_moe",

@@ -7,27 +7,28 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from souping import demo
+from souping.answers.claims import evaluator_digest
 from souping.core.protocols import ModuleSettings, evaluator_fingerprint
 from souping.core.types import Item, UserError, digest
 from souping.evaluate.bfcl import BfclEvaluator, Environment
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
+from souping.evaluate.bfcl.bfcl_benchmark import BfclBenchmark
 from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
-from souping.evaluate.servers.process import free_port
-from souping.pipeline.looks.claims import evaluator_digest
+from souping.evaluate.servers.server_process import free_port
 from tests.conftest import Cli, recipe
+from tests.support.bfcl import prompt, shortest
 from tests.support.evaluators import DeadServer
 from tests.support.live import started
+from tests.support.models import HeldModel
 
 SERVER = TransformersServer(args={"device": "cpu"}, dtype="float32")
 MODEL = Path(demo.path("tuned_python"))
@@ -39,29 +40,8 @@ served = pytest.mark.skipif(
 )
 
 
-def prompt(item: Item) -> str:
-    """What the handler `plain` asks of a Python item; bfcl-eval adds the hint on the language."""
-    hint = " Note that the provided function is in Python 3 syntax."
-    docs = [
-        json.dumps({**doc, "description": doc["description"] + hint})
-        for doc in item.answer["functions"]
-    ]
-    return "\n".join([*docs, *(f"User: {m['content']}" for m in item.prompt), "Call:"])
-
-
-def shortest(bfcl: Environment, categories: Sequence[str], count: int) -> list[Item]:
-    """The items of each category with the shortest prompts: they fit the demo's 512 tokens."""
-    found = []
-    for name in categories:
-        items = BfclBenchmark(data=bfcl.data, categories=(name,)).items()
-        found += sorted(
-            (item for item in items if len(item.prompt) == 1), key=lambda item: len(prompt(item))
-        )[:count]
-    return found
-
-
-def table(folder: Path) -> Any:
-    return SimpleNamespace(soup="", eos_token_ids=(), folder=folder)
+def table(folder: Path) -> HeldModel:
+    return HeldModel(folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -162,13 +142,11 @@ def greedy(item: Item, tokens: int) -> tuple[str, str]:
     """What the model writes after the item's prompt by transformers itself, and how it ends."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     inputs = tokenizer(prompt(item), return_tensors="pt", return_token_type_ids=False)
-    out = load_module(MODEL, ModuleSettings()).generate(
-        **inputs, do_sample=False, max_new_tokens=tokens
-    )
+    model: Any = load_module(MODEL, ModuleSettings())
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     written = out[0, inputs["input_ids"].shape[1] :].tolist()
-    return tokenizer.decode(written, skip_special_tokens=True), "truncated" if len(
-        written
-    ) >= tokens else "finished"
+    outcome = "truncated" if len(written) >= tokens else "finished"
+    return str(tokenizer.decode(written, skip_special_tokens=True)), outcome
 
 
 def test_a_dead_server_stops_the_run(bfcl: Environment) -> None:
@@ -204,7 +182,9 @@ def test_code_of_a_folder_is_not_run(bfcl: Environment, roomy: Path, tmp_path: P
         ({"python": "/opt/bfcl"}, "python=.*bin/python"),
     ],
 )
-def test_what_is_refused(bfcl: Environment, settings: dict[str, Any], words: str) -> None:
+def test_a_wrong_handler_or_setting_is_refused_by_its_key(
+    bfcl: Environment, settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(UserError, match=words):
         BfclEvaluator(**{"server": SERVER, "categories": ["live"], **settings}).prompts.check(
             ["tuned_java"]
@@ -228,7 +208,7 @@ def test_a_candidate_may_have_a_handler_of_its_own() -> None:
         )
 
 
-def test_what_changes_answers_changes_the_fingerprint() -> None:
+def test_settings_that_change_answers_change_the_fingerprint() -> None:
     evaluator = BfclEvaluator(server=VllmServer())
     assert evaluator_fingerprint(evaluator) == digest(evaluator.settings)
     table: list[tuple[dict[str, Any], bool]] = [
@@ -254,7 +234,9 @@ def test_what_changes_answers_changes_the_fingerprint() -> None:
 
 @served
 @pytest.mark.slow
-def test_a_whole_run(bfcl: Environment, address: str, souping: Cli, tmp_path: Path) -> None:
+def test_a_run_with_bfcl_evaluates_and_reuses_answers(
+    bfcl: Environment, address: str, souping: Cli, tmp_path: Path
+) -> None:
     words = [
         "evaluator=bfcl",
         f"evaluator.python={bfcl.python}",

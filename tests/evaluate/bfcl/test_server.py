@@ -7,24 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from souping import demo
-from souping.core.fields import component
 from souping.core.types import Item, UserError
-from souping.evaluate.bfcl import BfclEvaluator, Environment
-from souping.evaluate.servers.choices import RunningServer, VllmServer
+from souping.evaluate.bfcl import Environment
 from tests.conftest import ROOT
-from tests.evaluate.bfcl.test_evaluator import shortest
+from tests.support.bfcl import shortest
+from tests.support.bfcl_server import DEMO, evaluator
 from tests.support.http import FakeServer, Handler, serving
-
-MODEL = Path(demo.path("tuned_python"))
-
 
 USED = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
 CHOICE = {"index": 0, "text": "[f(x=1)]", "finish_reason": "stop"}
@@ -72,25 +65,6 @@ def server() -> Iterator[Completions]:
         made.status = made.status or 500
 
 
-@component
-class There(VllmServer):
-    """Server that runs already, on `port`."""
-
-    port: int
-    settings = {"name": "there"}  # noqa: RUF012
-    request = {"top_p": 1.0, "min_p": 0.0}  # noqa: RUF012
-
-    def start(self, folder: Path, name: str, *_: object) -> RunningServer:  # type: ignore[override]
-        return RunningServer(url=f"http://127.0.0.1:{self.port}/v1", model="served-name")
-
-
-def evaluator(server: Completions, **more: Any) -> BfclEvaluator:
-    where = There(port=server.port)
-    return BfclEvaluator(
-        server=where, categories=["irrelevance"], handler="plain", num_concurrent=1, **more
-    )
-
-
 @pytest.fixture
 def many(bfcl: Environment) -> tuple[Item, ...]:
     return tuple(shortest(bfcl, ("irrelevance",), 20))
@@ -99,9 +73,6 @@ def many(bfcl: Environment) -> tuple[Item, ...]:
 @pytest.fixture
 def items(many: tuple[Item, ...]) -> tuple[Item, ...]:
     return many[:2]
-
-
-TABLE: Any = SimpleNamespace(soup="", eos_token_ids=(), folder=MODEL)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +90,7 @@ def test_a_server_that_fails_or_refuses_every_item_stops_the_run(
     server.status = status
     server.refusal = "\x1b[2J\u202egone"
     with pytest.raises(UserError, match=words) as caught:
-        evaluator(server).evaluate(TABLE, items)
+        evaluator(server.port).evaluate(DEMO, items)
     assert str(caught.value).isprintable()  # no control characters reach the terminal
 
 
@@ -128,8 +99,10 @@ def with_choice(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item, ...]) -> None:
-    found = evaluator(server, max_new_tokens=7).evaluate(TABLE, items, 1)
+def test_sampling_and_prompts_are_those_of_the_evaluator(
+    server: Completions, items: tuple[Item, ...]
+) -> None:
+    found = evaluator(server.port, max_new_tokens=7).evaluate(DEMO, items, 1)
     # no call was to be made
     assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2
     assert [record.repeat for record in found] == [1, 1]
@@ -144,7 +117,9 @@ def test_what_the_server_does_not_decide(server: Completions, items: tuple[Item,
 
 
 @pytest.mark.slow
-def test_outcomes(server: Completions, items: tuple[Item, ...]) -> None:
+def test_an_answer_is_truncated_by_its_reason_or_by_its_tokens(
+    server: Completions, items: tuple[Item, ...]
+) -> None:
     seven = {**GOOD, "usage": {**USED, "completion_tokens": 7}}
     for body, limit, outcome in (
         (GOOD, None, "finished"),
@@ -153,15 +128,17 @@ def test_outcomes(server: Completions, items: tuple[Item, ...]) -> None:
         (seven, 8, "finished"),
     ):
         server.bodies = [body]
-        (one,) = evaluator(server, max_new_tokens=limit).evaluate(TABLE, items[:1])
+        (one,) = evaluator(server.port, max_new_tokens=limit).evaluate(DEMO, items[:1])
         assert (one.outcome, one.prompt_tokens) == (outcome, 5)
 
 
 @pytest.mark.slow
-def test_what_is_no_completion_is_no_answer(server: Completions, many: tuple[Item, ...]) -> None:
+def test_a_reply_that_is_no_completion_is_no_answer(
+    server: Completions, many: tuple[Item, ...]
+) -> None:
     garbage = [b"", b"\x00\xff", b"{}", b"null", {**GOOD, "choices": []}, {**GOOD, "choices": [5]}]
     server.bodies = [*garbage, with_choice(text="half \ud800 \x1b[2J")]
-    found = evaluator(server).evaluate(TABLE, many[: len(garbage) + 2])
+    found = evaluator(server.port).evaluate(DEMO, many[: len(garbage) + 2])
     assert sorted(record.output for record in found if record.outcome == "finished") == [
         "[f(x=1)]",
         "half ? \x1b[2J",
@@ -177,18 +154,17 @@ def test_a_server_that_never_answers_is_given_up(
     monkeypatch.setattr("souping.evaluate.bfcl.PATIENCE_S", 12.0)
     server.status = None
     with pytest.raises(UserError, match=r"^bfcl-eval: no answer for 12 s: "):
-        evaluator(server).evaluate(TABLE, items[:1])
+        evaluator(server.port).evaluate(DEMO, items[:1])
 
 
 WAITING = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from types import SimpleNamespace
-from tests.evaluate.bfcl.test_server import TABLE, evaluator
-from souping.evaluate.bfcl.benchmark import BfclBenchmark
-asking = evaluator(SimpleNamespace(port=int(sys.argv[2])))
-items = asking.prompts.benchmark.items()
-asking.evaluate(TABLE, [item for item in items if item.id == sys.argv[3]])
+from tests.support.bfcl_server import DEMO, evaluator
+from tests.support.models import own_items
+asking = evaluator(int(sys.argv[2]))
+items = own_items(asking)
+asking.evaluate(DEMO, [item for item in items if item.id == sys.argv[3]])
 """
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from benchmarks import engine_faults
 from souping import demo
+from souping.answers.store import Store
 from souping.core.protocols import AdapterShape, evaluator_fingerprint
 from souping.core.text import install
 from souping.core.types import Candidate, Item, Recipe, UserError, digest
@@ -30,8 +31,7 @@ from souping.evaluate.servers.choices import VllmServer
 from souping.merge.live import LiveModule, ModuleTargets
 from souping.merge.local import CHUNK_BYTES, LocalMerge
 from souping.merge.mergekit import MergekitMerge
-from souping.pipeline.models import RunPool
-from souping.pipeline.store import Store
+from souping.soups.models import RunPool
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import save_adapter
 from tests.support.evaluators import Sink
@@ -84,7 +84,7 @@ def test_an_answer_knows_its_prompt_and_its_tokens(asked: LocalEvaluator, demo_m
     prompt = demo_model.tokenizer(ITEMS[0].prompt)["input_ids"]
     assert (told.prompt_tokens, told.prompt_key) == (len(prompt), prompt_key(prompt))
     assert (told.outcome, len(told.tokens)) == ("truncated", 4)
-    ended = SimpleNamespace(**{**vars(demo_model), "eos_token_ids": (told.tokens[1],)})
+    ended = demo_model.ending_at(told.tokens[1])
     (short,) = answers(asked, ended, ITEMS[:1])
     assert (
         demo_model.tokenizer.decode(told.tokens[:1]) == short.text
@@ -195,11 +195,12 @@ def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def start(folder: Path, settings: dict[str, Any]) -> Sink:
         found.arguments.append(settings)
-        found.all.append(Sink(folder, found.fails, found.no_chunks))
-        found.all[-1].lost = found.lost
-        found.all[-1].in_place = found.in_place
-        found.all[-1].lost_in_chunks = found.lost_in_chunks
-        return found.all[-1]
+        sink = Sink(folder, found.fails, found.no_chunks)
+        sink.lost = found.lost
+        sink.in_place = found.in_place
+        sink.lost_in_chunks = found.lost_in_chunks
+        found.all.append(sink)
+        return sink
 
     monkeypatch.setattr("souping.evaluate.engines.vllm.Vllm", start)
     return found
@@ -362,7 +363,7 @@ def test_a_soup_that_cannot_be_mixed_is_an_error_and_the_engine_begins_anew(
     assert isinstance(sinks.all[1].got[1], dict)
 
 
-def test_what_is_not_checked_is_for_the_report(
+def test_weights_that_were_not_checked_are_kept_for_the_report(
     family: Path, tmp_path: Path, sinks: SimpleNamespace
 ) -> None:
     with opened(family, tmp_path) as models:
@@ -496,7 +497,7 @@ def test_soups_of_adapters_are_adapters_of_one_engine_of_the_base(
     q_proj = "model.layers.0.self_attn.q_proj"
     for seed, name in enumerate(("ant", "bee")):
         save_adapter(tmp_path / name, family / "base", {q_proj: 3}, seed)
-    monkeypatch.setattr("souping.pipeline.serving.write_soup", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr("souping.soups.serving.write_soup", lambda *_: pytest.fail("written"))
     with opened(tmp_path, tmp_path) as models:
         evaluate(models, ({"ant": 1.0}, {"bee": 1.0}, HALVES))
     (sink,) = sinks.all

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from souping.core.types import Candidate, Item, UserError
+from souping.answers.store import Store
+from souping.core.types import Candidate, Item, Json, UserError
 from souping.evaluate.engines.vllm import (
     ADAPTER_RANKS,
     ENVIRONMENT,
@@ -23,11 +24,10 @@ from souping.evaluate.engines.vllm import (
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import RunningServer, VllmServer
-from souping.evaluate.servers.process import free_port
+from souping.evaluate.servers.server_process import free_port
 from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
-from souping.pipeline.models import RunPool
-from souping.pipeline.store import Store
+from souping.soups.models import RunPool
 from tests.support.adapters import save_adapter
 from tests.support.family import save_model
 from tests.support.live import completions, local_answers, started
@@ -52,8 +52,8 @@ def named(path: str, name: str) -> Any:
 
 def fields(path: str, name: str) -> dict[str, bool]:
     """{field of a class: whether it has a default}."""
-    body = named(path, name).body
-    return {n.target.id: n.value is not None for n in body if isinstance(n, ast.AnnAssign)}
+    annotated = [node for node in named(path, name).body if isinstance(node, ast.AnnAssign)]
+    return {ast.unparse(node.target): node.value is not None for node in annotated}
 
 
 def parameters(function: ast.FunctionDef) -> list[str]:
@@ -161,7 +161,7 @@ real = pytest.mark.skipif(
 serves = pytest.mark.skipif(
     not installed("vllm"), reason="`vllm serve` asks for the metadata of a package `vllm`"
 )
-SHAPE = {
+SHAPE: dict[str, Json] = {
     "hidden_size": 128,
     "intermediate_size": 128,
     "num_attention_heads": 2,
@@ -169,7 +169,7 @@ SHAPE = {
 }
 SMALL = {"enforce_eager": True, "max_model_len": 128, "gpu_memory_utilization": 0.3}
 SERVED = {"enforce_eager": True, "max_model_len": 128}
-APART = {**SHAPE, "tie_word_embeddings": False}
+APART: dict[str, Json] = {**SHAPE, "tie_word_embeddings": False}
 """Heads of 64: its kernels have none as small as the family's."""
 
 
@@ -177,7 +177,7 @@ APART = {**SHAPE, "tie_word_embeddings": False}
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for kind, shape in (("tied", SHAPE), ("apart", APART)):
-        base = save_model(folder / kind / "base", 0, **shape)
+        base = save_model(folder / kind / "base", 0, None, **shape)
         for seed, name in enumerate(("ant", "bee"), start=1):
             save_model(folder / kind / name, seed, base, **shape)
     return folder

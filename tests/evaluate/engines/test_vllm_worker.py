@@ -132,7 +132,7 @@ class Packed(torch.nn.Module):
         self.quant_method = SimpleNamespace(apply=lambda layer, units: units @ weight.T)
 
 
-PARTS = {
+PARTS: dict[str, dict[str, object]] = {
     "vllm": {"LLM": Llm, "SamplingParams": dict},
     "vllm.platforms": {},
     "vllm.config": {},

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.models import HeldModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 @pytest.fixture(scope="session")
-def ant(family: Path) -> tuple[Any, Any]:
+def ant(family: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from souping.core.protocols import ModuleSettings
     from souping.evaluate.engines.transformers import load_module, load_tokenizer
 
@@ -18,5 +22,5 @@ def ant(family: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture
-def served(ant: tuple[Any, Any]) -> Any:
-    return SimpleNamespace(module=ant[0], tokenizer=ant[1], folder=None, eos_token_ids=())
+def served(ant: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> HeldModel:
+    return HeldModel(module=ant[0], tokenizer=ant[1])

@@ -16,10 +16,11 @@ from souping.core.types import UserError
 from souping.evaluate.lm_eval import HarnessEvaluator
 from souping.evaluate.lm_eval.metrics import measure, metric_score, pseudo_values
 from souping.statistics.intervals import rate
-from souping.statistics.scores import ModelScores, one_category
+from souping.statistics.score_table import ModelScores, one_category
 from tests.support import lm_eval_tasks
 from tests.support.choices import slow_unless
 from tests.support.flips import compare
+from tests.support.models import own_items
 
 sacrebleu = pytest.importorskip("sacrebleu")
 pytest.importorskip("lm_eval")
@@ -102,11 +103,13 @@ class TestAgainstSacrebleusBootstrap:
         metric = {"bleu": sacrebleu.metrics.BLEU, "chrf": sacrebleu.metrics.CHRF}[kind]()
         theirs = metric.corpus_score(texts, [references], n_bootstrap=1000)
         values = pseudo_values(kind, statistics(kind, references, texts))
-        ours = rate(ModelScores(items=one_category(np.arange(300)), values=values))
+        ours = rate(ModelScores(items=one_category(np.arange(300)), values=values)).estimate
         assert (ours.high - ours.low) / 2 == pytest.approx(theirs._ci / 100, rel=0.12)
 
     @pytest.mark.parametrize(("noise", "differs"), [(0.30, True), (0.35, False)])
-    def test_the_paired_test(self, kind: str, noise: float, differs: bool) -> None:
+    def test_the_sign_flip_agrees_with_sacrebleus_paired_test(
+        self, kind: str, noise: float, differs: bool
+    ) -> None:
         from sacrebleu.significance import PairedTest
 
         references, base = translations(300, 0.35, seed=3)
@@ -118,13 +121,17 @@ class TestAgainstSacrebleusBootstrap:
         _, found = PairedTest(
             [("base", base), ("soup", texts)], {name: metric}, None, "bs", n_samples=1000
         )()
-        theirs = found[name][1].p_value
+        result = found[name][1]
+        assert isinstance(result, sacrebleu.significance.Result)
+        theirs = result.p_value
         one = np.zeros(300, dtype=np.int64)
-        values = [pseudo_values(kind, statistics(kind, references, t)) for t in (texts, base)]
-        ours = compare("soup", "base", *values, one, np.arange(300), np.ones(1))
+        soup_values = pseudo_values(kind, statistics(kind, references, texts))
+        base_values = pseudo_values(kind, statistics(kind, references, base))
+        ours = compare("soup", "base", soup_values, base_values, one, np.arange(300), np.ones(1))
         expected = official(kind, references, texts) - official(kind, references, base)
         assert ours.difference == pytest.approx(expected, abs=1e-12)
-        assert (ours.p_value < 0.05) == (theirs < 0.05) == differs
+        assert theirs is not None
+        assert (ours.p_alone < 0.05) == (theirs < 0.05) == differs
         assert (ours.low > 0) == differs
 
 
@@ -189,7 +196,7 @@ def both(own: HarnessEvaluator, served: Any) -> tuple[Any, Any]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    items = own.prompts.benchmark.items()
+    items = own_items(own)
     values = own.scoring.item_scores(items, [[record] for record in own.evaluate(served, items)])
     lm = HFLM(pretrained=served.module, tokenizer=served.tokenizer, batch_size=16)
     manager = TaskManager(include_path=own.include_path, include_defaults=False)

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +15,10 @@ from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Record, UserError
 from souping.evaluate.benchmark import EvaluatorBenchmark, assign
 from souping.evaluate.lm_eval import HarnessEvaluator
-from souping.pipeline.settings import items_of
 from tests.conftest import Cli
 from tests.support import lm_eval_tasks
 from tests.support.live import live
+from tests.support.models import HeldModel, own_items
 
 pytest.importorskip("lm_eval")
 
@@ -41,7 +40,7 @@ def evaluator(folder: Path) -> HarnessEvaluator:
 
 
 def by_hand(
-    served: SimpleNamespace, folder: Path, tasks: Sequence[Any], **settings: Any
+    served: HeldModel, folder: Path, tasks: Sequence[Any], **settings: Any
 ) -> dict[str, Any]:
     """What `simple_evaluate` says: {item id: sample} of each task's first filter."""
     from lm_eval import simple_evaluate
@@ -68,9 +67,9 @@ def likelihoods(samples: Mapping[str, Any], item: str) -> Any:
 
 
 def test_every_answer_is_the_harness_own(
-    evaluator: HarnessEvaluator, served: SimpleNamespace, folder: Path
+    evaluator: HarnessEvaluator, served: HeldModel, folder: Path
 ) -> None:
-    items = evaluator.prompts.benchmark.items()
+    items = own_items(evaluator)
     records = evaluator.evaluate(served, items)
     samples = by_hand(served, folder, ALL)
     assert [r.item for r in records] == [i.id for i in items]
@@ -105,7 +104,7 @@ def test_every_answer_is_the_harness_own(
 def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
     folder: Path,
     evaluator: HarnessEvaluator,
-    served: SimpleNamespace,
+    served: HeldModel,
     settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -115,7 +114,7 @@ def test_prompts_are_the_harness_own_even_of_a_part_of_the_documents(
     own = replace(evaluator, tasks=["shots"], **settings)
     keys = {name: value for name, value in settings.items() if name != "args"}
     samples = by_hand(served, folder, ["shots"], **keys, **settings.get("args", {}))
-    items = own.prompts.benchmark.items()
+    items = own_items(own)
     for asked in (items, [items[7], items[3]]):
         records = own.evaluate(served, asked)
         assert [record.item for record in records] == [item.id for item in asked]
@@ -135,7 +134,7 @@ def test_new_weights_in_the_same_module_change_the_answers(
     settings = evaluator.hosting.module_settings()
     mine = live(family / "ant", settings)
     other = live(family / "dog", settings)
-    items = evaluator.prompts.benchmark.items()
+    items = own_items(evaluator)
     before = evaluator.evaluate(mine, items)
     with torch.no_grad():
         for own, theirs in zip(mine.module.parameters(), other.module.parameters(), strict=True):
@@ -153,12 +152,12 @@ def test_new_weights_in_the_same_module_change_the_answers(
         ({"category": "column:topic", "group": "column:passage"}, "stew", "1"),
     ],
 )
-def test_category_and_group(
+def test_category_and_group_are_set_without_changing_the_item(
     evaluator: HarnessEvaluator, settings: dict[str, Any], category: str, group: str
 ) -> None:
-    plain = {i.id: i for i in evaluator.prompts.benchmark.items()}["pick2/3"]
+    plain = {i.id: i for i in own_items(evaluator)}["pick2/3"]
     own = replace(evaluator, **settings)  # type: ignore[arg-type]
-    item = {i.id: i for i in own.prompts.benchmark.items()}["pick2/3"]
+    item = {i.id: i for i in own_items(own)}["pick2/3"]
     assert (item.category, item.group) == (category, group)
     assert item.fingerprint == plain.fingerprint
     assert evaluator_fingerprint(own) == evaluator_fingerprint(evaluator)
@@ -166,27 +165,25 @@ def test_category_and_group(
 
 def test_a_benchmark_chooses_and_names_the_documents(evaluator: HarnessEvaluator) -> None:
     choice = EvaluatorBenchmark(name="mine", exclude=["write"], limit=3)
-    chosen = items_of(replace(evaluator, tasks=["pick", "write", "shots"]), choice)
+    chosen = choice.brought_by(replace(evaluator, tasks=["pick", "write", "shots"]).prompts)
     assert [item.id for item in chosen.items()] == [
         f"{task}/{number}" for task in ("pick", "shots") for number in range(3)
     ]
     assert chosen.label == "mine"
-    assert items_of(evaluator, EvaluatorBenchmark()).label == "lm_eval"
+    assert EvaluatorBenchmark().brought_by(evaluator.prompts).label == "lm_eval"
 
 
-def test_what_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
+def test_a_setting_that_changes_an_answer_makes_a_new_item(folder: Path, tmp_path: Path) -> None:
     def prints(**settings: Any) -> dict[str, str]:
         own = HarnessEvaluator(
             tasks=["pick", "shots", "write"], include_path=str(tmp_path), **settings
         )
-        return {i.id: i.fingerprint for i in own.prompts.benchmark.items()}
+        return {i.id: i.fingerprint for i in own_items(own)}
 
     lm_eval_tasks.make(tmp_path)
     base = HarnessEvaluator(tasks=["pick", "shots", "write"], include_path=str(folder))
     before = prints()
-    assert before == {
-        i.id: i.fingerprint for i in base.prompts.benchmark.items()
-    }  # wherever the data lies
+    assert before == {i.id: i.fingerprint for i in own_items(base)}  # wherever the data lies
     for settings, changed in (
         ({"metric": {"pick": "acc_norm"}}, {"pick"}),
         ({"gen_kwargs": {"max_gen_toks": 3}}, {"write"}),
@@ -275,16 +272,16 @@ def free(folder: Path) -> HarnessEvaluator:
 
 
 def ask(
-    own: HarnessEvaluator, served: Any, repeat: int = 0, only: slice = slice(None)
+    own: HarnessEvaluator, served: HeldModel, repeat: int = 0, only: slice = slice(None)
 ) -> list[Record]:
-    return own.evaluate(served, own.prompts.benchmark.items()[only], repeat)
+    return own.evaluate(served, own_items(own)[only], repeat)
 
 
 def texts(records: Sequence[Record]) -> list[str]:
     return [record.output for record in records]
 
 
-def test_answers_end_at_any_end_token_and_say_so(free: HarnessEvaluator, served: Any) -> None:
+def test_answers_end_at_any_end_token_and_say_so(free: HarnessEvaluator, served: HeldModel) -> None:
     whole = ask(free, served)
     assert {record.outcome for record in whole} >= {"truncated"}
     long = next(record for record in whole if record.outcome == "truncated")
@@ -300,7 +297,7 @@ def test_answers_end_at_any_end_token_and_say_so(free: HarnessEvaluator, served:
             assert record.output.startswith(own.output)
 
 
-def test_a_stop_text_ends_a_row_and_no_other(free: HarnessEvaluator, served: Any) -> None:
+def test_a_stop_text_ends_a_row_and_no_other(free: HarnessEvaluator, served: HeldModel) -> None:
     whole = ask(free, served)
     letter = whole[0].output[3]
     stopped = ask(replace(free, gen_kwargs={"until": [letter]}), served)
@@ -314,16 +311,13 @@ def test_a_stop_text_ends_a_row_and_no_other(free: HarnessEvaluator, served: Any
 
 
 def test_prompts_are_counted_and_those_that_are_cut_are_truncated(
-    free: HarnessEvaluator, served: Any
+    free: HarnessEvaluator, served: HeldModel
 ) -> None:
     whole = ask(free, served)
-    lengths = [
-        len(served.tokenizer(str(item.prompt))["input_ids"])
-        for item in free.prompts.benchmark.items()
-    ]
+    lengths = [len(served.tokenizer(str(item.prompt))["input_ids"]) for item in own_items(free)]
     assert [record.prompt_tokens for record in whole] == lengths
     assert len({record.prompt_key for record in whole}) == len(whole)
-    assert len({free.scoring.scorer_digest(item) for item in free.prompts.benchmark.items()}) == 1
+    assert len({free.scoring.scorer_digest(item) for item in own_items(free)}) == 1
     limit = max(lengths) + 11
     cut = ask(replace(free, args={"max_length": limit}), served)
     reason = f"the prompt was cut on the left to fit the context of {limit} tokens"
@@ -339,7 +333,9 @@ def drawn(free: HarnessEvaluator) -> HarnessEvaluator:
     return replace(free, gen_kwargs={"do_sample": True, "temperature": 1.5}, repeats=3)
 
 
-def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, served: Any) -> None:
+def test_an_answer_is_its_own(
+    drawn: HarnessEvaluator, free: HarnessEvaluator, served: HeldModel
+) -> None:
     assert drawn.sampling.answers_per_item == 3
     first = ask(drawn, served)
     second = ask(drawn, served, 1)
@@ -357,7 +353,7 @@ def test_an_answer_is_its_own(drawn: HarnessEvaluator, free: HarnessEvaluator, s
 def test_greedy_answers_are_repeated_in_other_batches(
     free: HarnessEvaluator, drawn: HarnessEvaluator
 ) -> None:
-    items = free.prompts.benchmark.items()
+    items = own_items(free)
     small = replace(free, repeats=2, batch_size=1)
     assert [len(batch) for batch in small.batches(items, 0)] == [8]
     assert small.batches(items, 1) == replace(free, batch_size=2).batches(items, 0)
@@ -394,7 +390,9 @@ def test_an_argument_that_fits_twice_is_refused(
         _ = replace(free, args={"metadata": {}}).loaded
 
 
-def test_a_value_that_the_model_cannot_use_is_refused(free: HarnessEvaluator, served: Any) -> None:
+def test_a_value_that_the_model_cannot_use_is_refused(
+    free: HarnessEvaluator, served: HeldModel
+) -> None:
     with pytest.raises(UserError, match=r"^evaluator\.args"):
         ask(replace(free, args={"softmax_dtype": "float3"}), served)
 
@@ -410,8 +408,8 @@ def test_a_value_that_the_model_cannot_use_is_refused(free: HarnessEvaluator, se
         ),
     ],
 )
-def test_what_cannot_be_generated(
+def test_a_task_that_cannot_be_evaluated_here_is_refused(
     free: HarnessEvaluator, task: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        replace(free, tasks=[task], **settings).prompts.benchmark.items()
+        own_items(replace(free, tasks=[task], **settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,7 @@ from souping.evaluate.lm_eval.task_files import PAPER_TASKS, code_in_task_file, 
 from souping.evaluate.lm_eval.tasks import require
 from tests.conftest import Cli, pool_of
 from tests.support import lm_eval_tasks
+from tests.support.models import own_items
 
 pytest.importorskip("lm_eval")
 
@@ -74,7 +76,7 @@ def told(folder: Path, *tasks: str) -> str:
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_what_a_file_names_as_code_does_not_run(evil: Path, name: str) -> None:
+def test_code_that_a_task_file_names_does_not_run(evil: Path, name: str) -> None:
     line, said = CODE[name]
     lm_eval_tasks.put(evil, "wild", lm_eval_tasks.rows(3, 1), [line, *lm_eval_tasks.WRITE])
     message = told(evil, "calm", "wild")
@@ -119,17 +121,17 @@ def test_only_code_that_is_allowed_runs_and_its_source_is_in_the_items(wild: Pat
     assert [*asking(wild, "calm").loaded] == ["calm"]
     assert not (wild / "RAN").exists()
     own = asking(wild, "wild", allow=True)
-    items = own.prompts.benchmark.items()
+    items = own_items(own)
     assert {item.prompt for item in items} == {"a"}
     assert (wild / "RAN").exists()
     assert own.prompts.pool_notes({}) == [
         f"evaluator.allow_task_code: ran {wild / 'wild.yaml'}: doc_to_text: !function evil.f"
     ]
     assert evaluator_fingerprint(own) == evaluator_fingerprint(asking(wild, "wild"))
-    assert replace(own).prompts.benchmark.items()[0].fingerprint == items[0].fingerprint
+    assert own_items(replace(own))[0].fingerprint == items[0].fingerprint
     with (wild / "evil.py").open("a") as text:
         text.write("# changed\n")
-    assert replace(own).prompts.benchmark.items()[0].fingerprint != items[0].fingerprint
+    assert own_items(replace(own))[0].fingerprint != items[0].fingerprint
 
 
 def test_a_set_in_a_task_is_known_whatever_its_order(tmp_path: Path) -> None:
@@ -140,9 +142,13 @@ def test_a_set_in_a_task_is_known_whatever_its_order(tmp_path: Path) -> None:
         lines = [*lm_eval_tasks.WRITE[:end], ignored]
         lm_eval_tasks.put(tmp_path, name, lm_eval_tasks.rows(1, 1), lines)
     evaluator = asking(tmp_path, "up", "down")
-    sets = [task.metric.settings["regexes_to_ignore"] for task in evaluator.loaded.values()]
-    assert [list(numbers) for numbers in sets] == [[0, 8], [8, 0]]
-    up, down = evaluator.prompts.benchmark.items()
+    sets = list[list[object]]()
+    for task in evaluator.loaded.values():
+        ignored_numbers = task.metric.settings["regexes_to_ignore"]
+        assert isinstance(ignored_numbers, Collection)
+        sets.append(list(ignored_numbers))
+    assert sets == [[0, 8], [8, 0]]
+    up, down = own_items(evaluator)
     assert evaluator.scoring.scorer_digest(up) == evaluator.scoring.scorer_digest(down)
 
 
@@ -230,7 +236,7 @@ def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
         tasks=list(tasks), include_path=str(folder), args={"include_defaults": False}, **settings
     )
     with pytest.raises(UserError) as caught:
-        own.prompts.benchmark.items()
+        own_items(own)
     assert 1 <= len(str(caught.value).splitlines()) <= 2
     return str(caught.value)
 
@@ -257,7 +263,9 @@ def test_tasks_metrics_and_items(
     assert words in refused(folder, *tasks, **settings)
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("souping.evaluate.lm_eval.tasks.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs lm_eval: .*pip install .*\[lm_eval\]"):
         require()

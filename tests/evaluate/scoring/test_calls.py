@@ -7,8 +7,7 @@ import json
 import random
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from souping.evaluate.scoring.calls import (
     CALL_LANGUAGES,
@@ -36,9 +35,11 @@ JUNK = [
 
 
 def shapes(text: str, language: str = "python") -> list[tuple[str, dict[str, object]]]:
-    named = []
+    named = list[tuple[str, dict[str, object]]]()
     for call in parse_calls(text, language):
-        arguments = {name: plain_value(value) for name, value in call.arguments.items()}
+        arguments = dict[str, object]()
+        for name, value in call.arguments.items():
+            arguments[name] = plain_value(value)
         named.append((call.name, arguments))
     return named
 
@@ -61,7 +62,7 @@ def test_several_calls_in_every_form(text: str, language: str) -> None:
     assert shapes(text, language) == [("f", {"a": 1}), ("g", {"b": "x"})]
 
 
-def test_python_values() -> None:
+def test_values_of_python_are_read_as_python_has_them() -> None:
     text = "m.f(a=[1, -2.5], b={'k': (True, None)}, c=2 * 3 + 1, d=Paris, e=g(x=1), h=a.b, i='a' 'b', j=2 ** 10)"
     expected = {
         "a": [1, -2.5], "b": {"k": (True, None)}, "c": 7, "d": "Paris", "e": {"g": {"x": 1}}, "h": "a.b", "i": "ab",
@@ -87,7 +88,9 @@ JAVASCRIPT = [
     ("language", "source", "value"),
     [("java", *row) for row in JAVA] + [("javascript", *row) for row in JAVASCRIPT],
 )
-def test_values(language: str, source: str, value: object) -> None:
+def test_values_of_java_and_javascript_are_read_by_their_spelling(
+    language: str, source: str, value: object
+) -> None:
     assert shapes(f"Tool.run(x={source}, y=1)", language) == [("Tool.run", {"x": value, "y": 1})]
 
 
@@ -116,7 +119,7 @@ def test_not_a_call_elsewhere(text: str, language: str) -> None:
     [("f(a=1)", True), ("[f(a=1", True), ("a.b.c(", True), ("No function fits.", False), ("", False), ("[]", False),
      ("I cannot do this (sorry)", False), ("No function(s) fit", False), ("Here:\nf(a=1)", True)],
 )  # fmt: skip
-def test_attempts(text: str, attempt: bool) -> None:
+def test_text_that_begins_a_call_is_an_attempt(text: str, attempt: bool) -> None:
     assert is_attempt(text) is attempt
 
 

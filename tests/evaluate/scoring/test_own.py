@@ -102,7 +102,9 @@ def test_a_file_alone_imports_nothing(module: Path, tmp_path: Path) -> None:
         ("own", "my_scorers.Kind", "is not a function"),
     ],
 )
-def test_what_cannot_be_used_is_told(module: Path, name: str, path: str, told: str) -> None:
+def test_a_scorer_that_cannot_be_used_is_refused(
+    module: Path, name: str, path: str, told: str
+) -> None:
     with pytest.raises(UserError, match=told):
         load_scorers({name: path})
 
@@ -237,6 +239,21 @@ def test_a_busy_endpoint_is_retried(
     else:
         assert own(QUESTION, "right") == score
     assert len(endpoint.requests) == asked
+
+
+@pytest.mark.parametrize(
+    "status", [400, 403, 404, 408, 409, 410, 424, 425, 429, 500, 501, 502, 503, 504, 505]
+)
+def test_what_may_pass_by_itself_is_asked_again(endpoint: FakeServer, status: int) -> None:
+    """Time-outs, conflicts, too many requests and faults of the server or its gateway."""
+    endpoint.answer = graded_by(failures=[status])
+    passing = status in (408, 409, 425, 429, 500, 502, 503, 504)
+    if passing:
+        assert judge(endpoint, retries=1)(QUESTION, "right") == 1.0
+    else:
+        with pytest.raises(UserError, match=f"HTTP {status}"):
+            judge(endpoint, retries=1)(QUESTION, "right")
+    assert len(endpoint.requests) == 1 + passing
 
 
 def test_the_fingerprint_is_the_judge_and_its_prompt(endpoint: FakeServer) -> None:

@@ -50,7 +50,9 @@ def typed(kind: str, allowed: list[Any], **more: Any) -> dict[str, Any]:
         ("Set", [1, 2], "new HashSet<>(Set.of(1, 2))", True), ("Set", [1, 2], "12", False),
     ],
 )  # fmt: skip
-def test_types_of_java(kind: str, allowed: Any, source: str, expected: bool) -> None:
+def test_a_value_of_java_is_right_only_in_its_type(
+    kind: str, allowed: Any, source: str, expected: bool
+) -> None:
     assert right(typed(kind, [allowed]), f"f(a={source})", "java") is expected
 
 
@@ -64,7 +66,9 @@ def test_types_of_java(kind: str, allowed: Any, source: str, expected: bool) -> 
         ("array", [1, "a"], "[1, 'a']", True), ("array", [1], "[1, 2]", False),
     ],
 )  # fmt: skip
-def test_types_of_javascript(kind: str, allowed: Any, source: str, expected: bool) -> None:
+def test_a_value_of_javascript_is_right_only_in_its_type(
+    kind: str, allowed: Any, source: str, expected: bool
+) -> None:
     assert right(typed(kind, [allowed]), f"f(a={source})", "javascript") is expected
 
 
@@ -159,14 +163,14 @@ def test_values_of_java_and_javascript(language: str, source: str, value: Any) -
         ("javascript", "1 2"), ("javascript", "x ? 1"), ("javascript", "()"), ("java", "[1]"),
     ],
 )  # fmt: skip
-def test_what_is_no_expression(language: str, source: str) -> None:
+def test_text_that_is_no_expression_is_refused(language: str, source: str) -> None:
     with pytest.raises(Unparsable):
         parse_calls(f"f(x={source})", language)
 
 
 @pytest.mark.parametrize("text", ["f(x y)(a=1)", "f(x ? 1).g(a=1)", "new F(1 2).g(a=1)"])
 @pytest.mark.parametrize("language", ["java", "javascript"])
-def test_what_stands_before_a_call_is_an_expression_too(text: str, language: str) -> None:
+def test_text_before_a_call_must_be_an_expression_too(text: str, language: str) -> None:
     with pytest.raises(Unparsable):
         parse_calls(text, language)
 
@@ -179,7 +183,7 @@ def test_what_stands_before_a_call_is_an_expression_too(text: str, language: str
         ("(10 ** 6) ** 2", 10**12), ("a[0]", "a[0]"), ("g(1)", "g(1)"), ("g(x=1)", {"g": {"x": 1}}),
     ],
 )  # fmt: skip
-def test_values_of_python(source: str, value: Any) -> None:
+def test_arithmetic_of_python_is_computed(source: str, value: Any) -> None:
     assert values(source, "python") == value
 
 
@@ -188,7 +192,7 @@ def test_values_of_python(source: str, value: Any) -> None:
     ["'a' - 'b'", "'a' * 3", "[1] - [1]", "2 ** 65", "(10 ** 6 + 1) ** 2", "x + 'a'", "-True", "~3", "not 1", "{**x}",
      "'a' + [1]"],
 )  # fmt: skip
-def test_what_only_code_could_resolve(source: str) -> None:
+def test_operations_that_only_code_could_resolve_are_refused(source: str) -> None:
     with pytest.raises(Unparsable):
         parse_calls(f"f(x={source})")
 
@@ -208,7 +212,7 @@ def test_a_string_counts_as_it_is_written_too() -> None:
     assert not right([{"f": {"a": ["a\\n"]}}], 'f(a="a\\nb")', "java")
 
 
-def test_what_is_left_out_and_what_is_required() -> None:
+def test_an_argument_may_be_left_out_only_where_the_answer_allows_it() -> None:
     optional = [{"f": {"a": [1], "b": [2, ""]}}]
     assert right(optional, "f(a=1)")
     assert right(optional, "f(a=1, b=2)")
@@ -257,7 +261,7 @@ def test_numbers_by_their_spelling(text: str, kind: str | None, value: float | N
     assert (literal.kind, literal.value) == (kind, value)
 
 
-def test_texts_of_calls() -> None:
+def test_texts_are_cut_at_calls_and_compared_without_punctuation() -> None:
     assert pieces('f(a="x, y"), g(b=[1, 2]); h()\ni()') == [
         'f(a="x, y")',
         "g(b=[1, 2])",

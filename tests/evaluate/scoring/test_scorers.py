@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from souping.core.types import Item, UserError
+from souping.core.types import Item, Json, UserError
 from souping.evaluate.scoring import SCORERS, check_item, chosen_letter, last_number, score
 
 
@@ -29,7 +28,7 @@ def right(answer: Any, output: str, language: str = "python") -> bool:
         ("10%", 10), ("+4", 4), ("10 20", 20),
     ],
 )  # fmt: skip
-def test_last_number(text: str, number: float | None) -> None:
+def test_the_last_number_of_a_text_is_the_answer(text: str, number: float | None) -> None:
     assert last_number(text) == number
 
 
@@ -41,7 +40,9 @@ def test_last_number(text: str, number: float | None) -> None:
         (-2.5, "number", "it is -2.5", 1.0), (3, "number", "no idea", 0.0), (3, "number", "3 or 4", 0.0),
     ],
 )  # fmt: skip
-def test_exact_and_number(answer: Any, scorer: str, output: str, expected: float) -> None:
+def test_exact_compares_texts_and_number_compares_numbers(
+    answer: Any, scorer: str, output: str, expected: float
+) -> None:
     assert score(item(answer, scorer), output) == expected
 
 
@@ -59,7 +60,7 @@ ANSWER = [{"f": {"a": [1], "b": ["New York", "NYC", ""]}}]
         ("f(a=1, b='Boston')", False),
     ],
 )  # fmt: skip
-def test_one_python_call(output: str, expected: bool) -> None:
+def test_a_python_call_is_right_with_these_arguments_only(output: str, expected: bool) -> None:
     assert right(ANSWER, output) is expected
 
 
@@ -202,7 +203,9 @@ def test_the_letter_that_an_output_settles_on(output: str, letter: str) -> None:
         ("regex", "(a+)+$", "a" * 60 + "b", False),  # without a limit it would take for ever
     ],
 )
-def test_texts_and_patterns(scorer: str, answer: Any, output: str, expected: bool) -> None:
+def test_texts_patterns_and_choices_are_found_in_the_answer(
+    scorer: str, answer: Any, output: str, expected: bool
+) -> None:
     assert (score(item(answer, scorer), output) == 1.0) is expected
 
 
@@ -215,8 +218,12 @@ def test_f1_is_squads() -> None:
 
 @pytest.mark.parametrize("scorer", ["contains", "regex", "choice", "f1"])
 def test_answers_of_another_kind_are_refused(scorer: str) -> None:
-    bad = {"regex": ["("], "choice": ["Paris"]}
-    for answer in (None, True, [], {"a": 1}, "  ", *bad.get(scorer, [])):
+    answers: list[Json] = [None, True, [], {"a": 1}, "  "]
+    if scorer == "regex":
+        answers.append("(")
+    if scorer == "choice":
+        answers.append("Paris")
+    for answer in answers:
         with pytest.raises(UserError, match="item q1: "):
             check_item(item(answer, scorer))
 

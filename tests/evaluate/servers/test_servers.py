@@ -23,7 +23,7 @@ from souping import demo
 from souping.core.fields import component
 from souping.core.types import Missing, UserError, digest
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
-from souping.evaluate.servers.process import (
+from souping.evaluate.servers.server_process import (
     LONGEST_ANSWER_BYTES,
     Process,
     ServerError,
@@ -45,7 +45,7 @@ def server(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_what_changes_answers_changes_the_settings_and_nothing_else_does(server: Any) -> None:
+def test_settings_that_change_answers_are_recorded_and_no_others(server: Any) -> None:
     assert json.loads(json.dumps(server.settings)) == server.settings
     assert replace(server, timeout=3.0, python="/usr/bin/python3").settings == server.settings
     for change in ({"dtype": "float16"}, {"args": {"x": True}}, {"url": "http://127.0.0.1:1"}):
@@ -141,7 +141,7 @@ def slow_body(handler: Handler, _: Any) -> None:
         (body(b'{"error": {"message": "out\\nof memory"}}', 503), "^out of memory$"),
     ],
 )
-def test_what_is_no_response_is_a_line_in_time(
+def test_a_reply_that_is_no_response_is_a_line_in_time(
     hostile: FakeServer, answer: Answer, reason: str
 ) -> None:
     hostile.answer = answer
@@ -164,7 +164,7 @@ def test_the_limit_is_the_reason_whoever_notices_it_first(
         handler.wfile.write(b"H")
 
     clock = SimpleNamespace(monotonic=lambda: 1e9 * over.is_set())
-    monkeypatch.setattr("souping.evaluate.servers.process.time", clock)
+    monkeypatch.setattr("souping.evaluate.servers.server_process.time", clock)
     hostile.answer = late
     with pytest.raises(ServerError, match="no whole answer after 60 s"):
         post(f"{hostile.url}/x", timeout=60.0)
@@ -195,7 +195,7 @@ def test_redirects_are_not_followed(hostile: FakeServer, sent: Any) -> None:
     assert len(hostile.requests) == 1
 
 
-def test_what_is_no_list_of_models(hostile: FakeServer) -> None:
+def test_a_reply_that_is_no_list_of_models_is_refused(hostile: FakeServer) -> None:
     for text in (b"", b"[]", b'{"data": 5}', b'{"data": {"id": 1}}', b"[" * 100_000):
         hostile.answer = body(text)
         with pytest.raises(ServerError, match="no OpenAI-compatible server"):
@@ -256,7 +256,7 @@ def test_stop_ends_the_whole_group(tmp_path: Path) -> None:
 def test_a_server_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("souping.evaluate.servers.process.SERVER_GRACE_S", 0.3)
+    monkeypatch.setattr("souping.evaluate.servers.server_process.SERVER_GRACE_S", 0.3)
     stubborn = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); "
     )
@@ -280,7 +280,7 @@ def test_a_server_that_ends_by_itself_takes_its_children_along_and_leaves_a_reas
 
 
 SERVER = """
-from souping.evaluate.servers.process import Process
+from souping.evaluate.servers.server_process import Process
 from tests.support.processes import members
 group = Process([sys.executable, "-c", sys.argv[1]], os.environ, Path("log")).group
 while len(members(group)) < 3:
@@ -289,7 +289,7 @@ Path("group").write_text(f"{group}\\n")
 """
 ENGINE = """
 import subprocess
-from souping.evaluate.servers.process import PidGuard
+from souping.evaluate.servers.server_process import PidGuard
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
 while not Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().strip():
     time.sleep(0.02)

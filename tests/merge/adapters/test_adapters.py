@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
-from souping.merge.adapters import AdapterPool
+from souping.merge.adapters import AdapterPool, weight_of
 from souping.merge.local import LocalMerge
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter, weighted
+from tests.support.checkpoints import save
 from tests.support.family import save_tokenizer
 from tests.support.hub import files_of
 
@@ -73,8 +74,11 @@ def test_the_soup_is_the_weighted_sum_of_products(data: st.DataObject, base: Pat
         folders = {}
         for seed, (who, module) in enumerate({"a": Q1, "b": UP1}.items()):
             shape = {Q0: data.draw(ranks), module: data.draw(ranks)}
-            extra = {"lora_alpha": data.draw(alphas), "use_rslora": data.draw(st.booleans())}
-            folders[who] = save_adapter(Path(name) / who, base, shape, seed, **extra)
+            alpha = data.draw(alphas)
+            rslora = data.draw(st.booleans())
+            folders[who] = save_adapter(
+                Path(name) / who, base, shape, seed, lora_alpha=alpha, use_rslora=rslora
+            )
         soup = write(opened(folders), weights, Path(name) / "soup")
         config = json.loads((soup / "adapter_config.json").read_text())
         found = deltas(soup, dict.fromkeys((Q0, Q1, UP1), config["lora_alpha"]))
@@ -145,7 +149,7 @@ def test_fingerprints_are_of_content(base: Path, tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_refusal_of_settings(
+def test_an_adapter_with_an_unknown_setting_is_refused(
     base: Path, tmp_path: Path, changes: dict[str, Any], needle: str
 ) -> None:
     folders = two(tmp_path, base)
@@ -165,7 +169,7 @@ def test_refusal_of_settings(
         (f"{PREFIX}model.embed_tokens.weight", (100, 24), "whole weight of model.embed_tokens"),
     ],
 )
-def test_refusal_of_tensors(
+def test_an_adapter_with_an_unknown_tensor_is_refused(
     base: Path, tmp_path: Path, key: str, shape: tuple[int, ...], needle: str
 ) -> None:
     folders = two(tmp_path, base)
@@ -448,3 +452,156 @@ def test_tokenizers_of_adapters_are_compared_with_the_bases_by_encoding(
     )
     souping(*words, "out=carried", "merge.tokenizer_from=cat").ok()
     assert (tmp_path / "carried/tokenizer.json").read_bytes() == path.read_bytes()
+
+
+def test_a_soup_of_adapters_has_the_rank_of_both_and_takes_so_much_room(
+    base: Path, tmp_path: Path
+) -> None:
+    """Q0 has the ranks 4 and 3. In fp32, A [7, in] and B [out, 7] of the three modules."""
+    folders = two(tmp_path, base)
+    shapes = load_file(base / "model.safetensors")
+    sizes = sum(sum(shapes[f"{module}.weight"].shape) for module in (Q0, Q1, UP1))
+    for limit, rank in ((None, 7), (5, 5), (9, 7)):
+        pool = opened(folders, rank=limit)
+        shape = pool.adapter_shape
+        assert shape is not None
+        assert (shape.rank, shape.modules) == (rank, ("q_proj", "up_proj"))
+        assert shape.base == Checkpoint.open(base).folder
+        assert pool.soup_bytes == 4 * rank * sizes + Checkpoint.open(base).side_bytes
+    merged = opened(folders, adapters="merge", dtype="bfloat16")
+    assert merged.adapter_shape is None
+    whole = sum(tensor.numel() for tensor in shapes.values())
+    assert merged.soup_bytes == 2 * whole + Checkpoint.open(base).side_bytes
+
+
+def test_a_recipe_of_adapters_names_what_decides_the_soup(base: Path, tmp_path: Path) -> None:
+    folders = two(tmp_path, base)
+    pool = opened(folders, rank=2)
+    made = pool.recipe({"b": 0.25, "a": 0.0})
+    assert (made.ingredients, made.weights) == (("b",), (0.25,))
+    assert made.fingerprints == (pool.fingerprints["b"],)
+    assert made.settings == {"adapters": "keep", "base": pool.base_fingerprint, "rank": 2}
+    assert made.dtype == "float32"
+    assert "rank" not in opened(folders).recipe({"a": 1.0}).settings
+    merged = opened(folders, adapters="merge")
+    assert merged.recipe({"a": 1.0}).dtype == Checkpoint.open(base).dtype
+    assert opened(folders, adapters="merge", dtype="float16").recipe({"a": 1.0}).dtype == "float16"
+    both = pool.plan(pool.recipe({"a": 0.3, "b": 0.7}))
+    assert "0.3 x a + 0.7 x b" in both.describe()
+    assert "kept an adapter, float32" in both.describe()
+    assert "full model" in merged.plan(merged.recipe({"a": 1.0})).describe()
+    known = pool.known_folders
+    assert known[pool.base_fingerprint] == Checkpoint.open(base).folder
+    assert {name: known[pool.fingerprints[name]] for name in "ab"} == folders
+
+
+def test_values_of_adapters_are_rows_in_the_middle_of_the_weights(
+    base: Path, tmp_path: Path
+) -> None:
+    folders = two(tmp_path, base)
+    pool = opened(folders)
+    weights = load_file(base / "model.safetensors")
+    products = deltas(folders["a"])
+    whole = pool.stored_values("a", update=False)
+    update = pool.stored_values("a", update=True)
+    assert set(whole) == set(update) == {f"{module}.weight" for module in (Q0, Q1, UP1)}
+    for module in (Q0, Q1, UP1):
+        name = f"{module}.weight"
+        values = weights[name].double()
+        product = products.get(module, torch.zeros_like(values))
+        middle = len(values) // 2
+        count = whole[name].size // values.shape[1]
+        assert 0 < count <= middle
+        rows = slice(middle, middle + count)
+        expected = (values + product)[rows].reshape(-1).numpy()
+        assert whole[name] == pytest.approx(expected, abs=1e-5)
+        assert update[name] == pytest.approx(product[rows].reshape(-1).numpy(), abs=1e-5)
+
+
+def test_a_module_that_only_other_adapters_change_gets_the_base_back(
+    base: Path, tmp_path: Path
+) -> None:
+    pool = opened(two(tmp_path, base))
+    module = load(base)
+    weights = load_file(base / "model.safetensors")
+    live = pool.live(module)
+    for name, changed in (("a", {Q0, Q1}), ("b", {Q0, UP1}), ("a", {Q0, Q1})):
+        live.load_soup(pool.recipe({name: 1.0}))
+        state = module.state_dict()
+        apart = {
+            key
+            for key in (Q0, Q1, UP1)
+            if not torch.equal(state[f"{key}.weight"], weights[f"{key}.weight"].float())
+        }
+        assert apart == changed
+
+
+def test_the_config_of_a_soup_of_adapters_scales_by_1(base: Path, tmp_path: Path) -> None:
+    folders = two(tmp_path, base, task_type="CAUSAL_LM", revision="abc")
+    soup = write(opened(folders), (0.5, 0.5), tmp_path / "soup")
+    config = json.loads((soup / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (7, 7)
+    assert config["target_modules"] == sorted([Q0, Q1, UP1])
+    assert config["base_model_name_or_path"] == str(base.resolve())
+    assert (config["task_type"], config["peft_type"]) == ("CAUSAL_LM", "LORA")
+    assert not any(config[key] for key in ("fan_in_fan_out", "use_dora", "use_rslora"))
+    assert (config["lora_dropout"], config["bias"], config["inference_mode"]) == (0.0, "none", True)
+
+
+@pytest.mark.parametrize(
+    ("names", "module", "found"),
+    [
+        (("model.q.weight", "q.weight"), "q", "q.weight"),
+        (("model.q.weight",), "q", "model.q.weight"),
+        (("q.weight",), "model.q", "q.weight"),
+        (("model.q.weight", "other.q.weight"), "q", None),
+        (("a.q.weight", "q.weight"), "x.q", "q.weight"),
+        (("weight",), "q", None),
+        (("xq.weight",), "q", None),
+    ],
+)
+def test_a_module_is_found_by_its_name_but_for_leading_parts(
+    tmp_path: Path, names: tuple[str, ...], module: str, found: str | None
+) -> None:
+    folder = save(tmp_path / "base", {name: torch.zeros(2, 3) for name in names})
+    tensor = weight_of(Checkpoint.open(folder), module)
+    assert (None if tensor is None else tensor.name) == found
+
+
+@pytest.mark.parametrize("adapters", ["keep", "merge"])
+def test_the_progress_of_a_soup_ends_with_all_of_its_bytes(
+    base: Path, tmp_path: Path, adapters: str
+) -> None:
+    pool = opened(two(tmp_path, base), adapters=adapters)
+    seen: list[tuple[int, int]] = []
+    pool.write(
+        pool.recipe({"a": 0.5, "b": 0.5}),
+        tmp_path / "soup",
+        progress=lambda count, total: seen.append((count, total)),
+    )
+    counts = [count for count, _ in seen]
+    assert counts == sorted(counts)
+    (total,) = {total for _, total in seen}
+    weights = load_file(next((tmp_path / "soup").glob("*.safetensors")))
+    assert seen[-1] == (total, total)
+    assert total == sum(t.numel() * t.element_size() for t in weights.values())
+
+
+def test_infinity_is_told_once_or_refused(base: Path, tmp_path: Path, caplog: Any) -> None:
+    folders = two(tmp_path, base)
+    path = folders["a"] / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = f"{PREFIX}{Q0}.lora_A.weight"
+    tensors[key][0, 0] = float("inf")
+    save_file(tensors, path, metadata={"format": "pt"})
+    pool = opened(folders, nonfinite="warn")
+    tensor = pool.adapters["a"].parts[Q0].a
+    reader = pool.reader()
+    for _ in range(2):
+        rows = reader.rows("a", tensor)
+        assert rows.shape == tensor.shape
+    assert sum("NaN or infinity" in record.message for record in caplog.records) == 1
+    assert reader.rows("a", tensor, 1, 2).shape == (2, tensor.shape[1])
+    assert reader.rows("a", tensor, 1, 2) == pytest.approx(tensors[key][1:3].numpy())
+    with pytest.raises(UserError, match="nonfinite"):
+        opened(folders, nonfinite="error").reader().rows("a", tensor)

@@ -28,21 +28,27 @@ IDS = torch.tensor([[5, 17, 33, 60, 2, 9, 41]])
 Settings = dict[str, Any]
 
 
+def small_config(kind: str, tie: bool) -> transformers.PreTrainedConfig:
+    if kind == "gpt2":
+        return transformers.GPT2Config(
+            vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16
+        )
+    shape = {"vocab_size": 71, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape["num_key_value_heads"] = 2
+    if kind == "mixtral":
+        return transformers.MixtralConfig.from_dict(
+            {**shape, "intermediate_size": 16, "num_local_experts": 3}
+        )
+    return transformers.LlamaConfig.from_dict(
+        {**shape, "intermediate_size": 40, "tie_word_embeddings": tie}
+    )
+
+
 def save_base(
     folder: Path, kind: str = "llama", tie: bool = False, dtype: torch.dtype = torch.float32
 ) -> Path:
     torch.manual_seed(0)
-    shape = {"vocab_size": 71, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    shape["num_key_value_heads"] = 2
-    if kind == "llama":
-        config = transformers.LlamaConfig(intermediate_size=40, tie_word_embeddings=tie, **shape)
-    elif kind == "mixtral":
-        config = transformers.MixtralConfig(intermediate_size=16, num_local_experts=3, **shape)
-    else:
-        config = transformers.GPT2Config(
-            vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16
-        )
-    model: Any = AutoModelForCausalLM.from_config(config)
+    model: Any = AutoModelForCausalLM.from_config(small_config(kind, tie))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -90,7 +96,8 @@ def products(base: Path, folder: Path) -> dict[str, torch.Tensor]:
 
 def forward(model: Any) -> torch.Tensor:
     with torch.no_grad():
-        return model(IDS).logits.double()
+        logits: torch.Tensor = model(IDS).logits
+    return logits.double()
 
 
 def close(a: torch.Tensor, b: torch.Tensor, rounding: float = 2**-21) -> None:
@@ -259,7 +266,7 @@ REFUSED: dict[str, tuple[Settings, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_plain_lora_is_refused_by_name(case: str, tmp_path: Path) -> None:
+def test_an_adapter_that_is_no_plain_lora_is_refused_by_name(case: str, tmp_path: Path) -> None:
     settings, needle = REFUSED[case]
     base = save_base(tmp_path / "base")
     if case == "bias":

@@ -1,0 +1,1 @@
+"""Answers of recipes: evaluated once, stored, and shown as counted looks."""

@@ -1,1 +1,0 @@
-"""Executors beside the local one: soups that others evaluate, and Ray."""

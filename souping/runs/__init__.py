@@ -1,0 +1,1 @@
+"""Runs: select, search, write, test and report, step by step."""

@@ -1,0 +1,1 @@
+"""Soups: the models of a pool, written, served, merged by given weights, and uploaded."""
