@@ -70,7 +70,8 @@ def test_opposite_categories_are_more_than_chance_where_the_sign_counts() -> Non
     signed = SoCE(correlation=pearson, objective=Mean(), sign="signed", threshold=-0.5)
     selection = selected(signed, matrix(values))
     assert len(selection.low_correlation) == 4
-    assert selection.low_by_chance is not None and selection.low_by_chance < 1
+    assert selection.low_by_chance is not None
+    assert selection.low_by_chance < 1
     assert "more than chance" in selection.notes[0]
     assert "no more" not in selection.notes[0]
 
