@@ -240,8 +240,9 @@ the path as the weights do. `search` and `full grid` are points below the best o
 `given away` is their difference, `cost` the share of the grid's items that was answered.
 
 Cannot show: how alike neighbouring soups truly answer. The published scores count as the truth, with their own noise.
-The last row of each block are made-up paths on which a domain jumps beside one end and the general score falls, as in
-safety by WiSE-FT."""
+The last row of each block are made-up paths on which a domain jumps beside one end and the general score falls. The
+surrogate's short length was chosen on such paths and on no published one
+([before and after](search-2026-12-02.md))."""
 
 CLIP = """Cannot show: paired errors. The images of one model alone give a standard error of at most {error:.2f} points
 for the mean; two models share the images, so their difference has less. Both *chosen there* rows are too high. Two of

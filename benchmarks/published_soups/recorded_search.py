@@ -128,7 +128,10 @@ def mean_regret(found: Iterable[Regret]) -> Regret:
 
 
 def cliff(rng: np.random.Generator) -> FloatArray:
-    """Made-up path [11, 8]: three scores of a domain jump together beside one end, five general ones decline."""
+    """Made-up path [11, 8]: three scores of a domain jump together beside one end, five general ones decline.
+
+    The surrogate's short length was chosen on such paths, and on no published one.
+    """
     weight = np.linspace(0, 1, 11)
     jump = rng.uniform(0.02, 0.15)
     width = np.exp(rng.uniform(np.log(0.02), np.log(0.05)))

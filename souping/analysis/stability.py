@@ -119,7 +119,7 @@ def jackknife(scores: ScoreMatrix, selector: Selector) -> tuple[OtherChoice, ...
 def _choice(selector: Selector, scores: ScoreMatrix) -> OtherChoice:
     """What is selected by these scores, or why nothing is."""
     try:
-        selection = _select(selector, scores)
+        selection = select_again(selector, scores)
     except UserError as error:
         return OtherChoice(ingredients=None, low_correlation=None, error=str(error))
     low_correlation = tuple(selection.low_correlation)
@@ -128,7 +128,7 @@ def _choice(selector: Selector, scores: ScoreMatrix) -> OtherChoice:
     )
 
 
-def _select(selector: Selector, scores: ScoreMatrix) -> Selection:
+def select_again(selector: Selector, scores: ScoreMatrix) -> Selection:
     """The selection of scores that might have come out.
 
     Raises:
@@ -166,7 +166,7 @@ def _over_draws(tables: FloatArray, scores: ScoreMatrix, selector: Selector) -> 
             if not np.isfinite(means).all():
                 raise UserError("a category lost all its items")
             drawn = dataclasses.replace(scores, values=means, items=None)
-            selections.append(_select(selector, drawn))
+            selections.append(select_again(selector, drawn))
         except UserError as error:
             reasons[_reason(error)] += 1
     if not selections:

@@ -294,7 +294,8 @@ class ScoreMatrix:
 
     def rows(self, models: Sequence[str]) -> FloatArray:
         """[len(models), C] scores of the named models, in that order."""
-        return self.values[[self.models.index(name) for name in models]]
+        place = {name: row for row, name in enumerate(self.models)}
+        return self.values[[place[name] for name in models]]
 
     @property
     def constant(self) -> Names:
@@ -440,6 +441,8 @@ class Selection:
     `experts` maps each low-correlation category to its best candidate, `tied` those that have several to all of them,
     the preferred one first. `clusters` are categories that share an expert. `categories` are those that counted, with
     their `correlations` by the coefficient `metric`. `threshold`, `sign` and `ties` are the rules of `selector`.
+    `low_by_chance` is how many low-correlation categories there are on average if each category's scores are dealt to
+    the models at random.
     """
 
     ingredients: Names
@@ -447,6 +450,7 @@ class Selection:
     experts: Mapping[str, str] = field(default_factory=dict)
     clusters: tuple[Names, ...] = ()
     low_correlation: Names = ()
+    low_by_chance: float | None = None
     metric: str = ""
     threshold: float | None = None
     sign: str = ""

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from souping.analysis.chance import selected
 from souping.analysis.correlation import few_models
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
@@ -253,7 +254,7 @@ class _Planner:
             if plan.scores is not None:
                 # There is no possible number of ingredients if the selector refuses the scores.
                 plan.sizes = ()
-                plan.selection = run.selector.select_checked(plan.scores)
+                plan.selection = selected(run.selector, plan.scores)
                 plan.sizes = (len(plan.selection.ingredients),)
         except UserError as error:
             self.faults.append(str(error))
@@ -276,11 +277,12 @@ class _Planner:
         notes = list[str]()
         notes += self.run.pool.sentences
         notes += checks.run_notes(self.run, self.opened, splits)
-        models = self.pool.names
         if plan.scores is not None:
             notes += checks.flat_categories(self.run.evaluator.unit, plan.scores)
-            models = plan.scores.models
-        if self.run.selector.deciding_correlation and (warning := few_models(len(models))):
+        # A selection has this warning itself.
+        elif self.run.selector.deciding_correlation and (
+            warning := few_models(len(self.pool.names))
+        ):
             notes.append(warning)
         if splits and self.run.stop_after is None and self.run.dry_run is None:
             announcement = CountedLooks(self.store).announcement(splits.items["test"])

@@ -319,6 +319,8 @@ class SelectionSummary:
     """{low-correlation category: its best candidate}"""
     low_correlation: Names
     """categories that correlate weakly with some other category"""
+    low_by_chance: MaybeFloat
+    """mean number of them if each category's scores are dealt to the models at random, `null` if there are none"""
     selector: str
     """the rule that selected"""
     metric: str | None

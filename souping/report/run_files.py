@@ -250,6 +250,7 @@ def selection_summary(
         ingredients=selection.ingredients,
         experts=selection.experts,
         low_correlation=selection.low_correlation,
+        low_by_chance=selection.low_by_chance,
         selector=selection.selector,
         metric=selection.metric or None,
         threshold=selection.threshold,

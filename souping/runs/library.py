@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.analysis import Analysis
+from souping.analysis.chance import selected
 from souping.analysis.correlation import pearson
 from souping.analysis.front import FrontPoint
 from souping.analysis.guards import read_guards
@@ -267,7 +268,7 @@ def select(scores: str | Path | ScoreMatrix, selector: Selector | None = None) -
     check_arguments(select, locals())
     if not isinstance(scores, ScoreMatrix):
         scores = _scores_at(expanded(scores))
-    return (selector or _soce(Mean())).select_checked(scores)
+    return selected(selector or _soce(Mean()), scores)
 
 
 def _scores_at(path: Path) -> ScoreMatrix:

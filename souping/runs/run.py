@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from souping.analysis.alternatives import best_by_category, routed, with_alternatives
-from souping.analysis.correlation import few_models
+from souping.analysis.chance import selected
 from souping.analysis.guards import Admission, Guard, plan_guards, warnings_of
 from souping.answers.claims import Claim, Look, Measurement, evaluator_digest
 from souping.answers.counted_looks import CountedLooks
@@ -568,10 +568,7 @@ class Run(Steps):
 def choose_ingredients(settings: RunSettings, scores: ScoreMatrix, progress: Progress) -> Selection:
     """Select the ingredients, print them with what a reader must know of the choice, and write selection.json."""
     progress.stage("select: ingredients")
-    selection = settings.selector.select_checked(scores)
-    # Correlations over few models are uncertain.
-    if selection.correlations is not None and (warning := few_models(len(scores.models))):
-        selection = replace(selection, notes=(*selection.notes, warning))
+    selection = selected(settings.selector, scores)
     progress.say(f"select: {', '.join(selection.ingredients)}")
     for note in selection.notes:
         progress.say(f"note: {note}")

@@ -31,8 +31,6 @@ from souping.core.types import TOLERANCE, BoolArray, FloatArray, IntArray
 LEVEL_SD = 0.3
 PLANE_SD = 0.25
 BEND_SD = 0.17
-# Length scale of the bend, as a distance of weights.
-BEND_LENGTH = 0.75
 # Mean and spread of how far soups rise above the plane through the single models, times
 # 1 - sum of squared weights.
 RISE = 0.06
@@ -42,9 +40,11 @@ UNKNOWN_NOISE = 0.2
 # Least variance of one item's score.
 LEAST_NOISE = 0.02
 
-# Candidates that are mixed by their evidence: factors on plane and bend, and a prior that holds
-# the logarithm of a factor near zero.
-SCALES = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5)
+# Candidates that are mixed by their evidence: factors on plane and bend, length scales of the bend
+# as distances of weights, and a prior that holds the logarithm of a factor near zero. The last
+# candidate jumps from one soup of the grid to the next.
+SCALES = (0.2, 0.35, 0.6, 1.0, 1.6, 2.5, 2.5)
+BEND_LENGTHS = (0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.2)
 SCALE_PRIOR = 0.3
 # Candidates of the correlation of two soups' answers to one item: the part that all soups share,
 # and the distance of weights over which the rest fades.
@@ -181,7 +181,7 @@ class SoupModel:
 
     def _candidate_signals(self) -> FloatArray:
         """Covariance of the true means for each of SCALES, [scales, S, S]."""
-        scaled_distance = np.sqrt(3) * self._distance / BEND_LENGTH
+        scaled_distance = np.sqrt(3) * self._distance / np.array(BEND_LENGTHS)[:, None, None]
         plane = PLANE_SD**2 * self.table @ self.table.T
         bend = BEND_SD**2 * (1 + scaled_distance) * np.exp(-scaled_distance)
         level = LEVEL_SD**2 + self.rise**2 * np.outer(self._mixing, self._mixing)

@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
+from benchmarks.published_soups.recorded_search import search_path
 from souping.core.types import (
     Bound,
     FloatArray,
@@ -72,6 +73,15 @@ def test_adaptive_finds_what_the_grid_finds_for_a_quarter_of_the_items(opened: i
         searched(search, of, opened)
         lost.append(of.truth.max() - of.score(search.best()))
     assert np.mean(lost) < 0.03
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_peak_between_a_single_model_and_the_next_soups_is_found(seed: int) -> None:
+    """Three categories jump between the first two points, and five fall: the second point is 6 points ahead."""
+    falling = [70, 68, 52, 42, 36, 32, 28, 26, 24, 22, 20]
+    jumping = [40, 95, 98, *[99] * 8]
+    path = np.array([falling] * 5 + [jumping] * 3, dtype=float).T
+    assert search_path(path, 400, seed).search == 0
 
 
 def test_the_stop_rule_ends_a_search_early_and_says_why() -> None:

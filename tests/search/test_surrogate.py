@@ -71,9 +71,7 @@ def fitted(model: SoupModel, c: int) -> tuple[FloatArray, FloatArray, FloatArray
     level = np.mean([row.mean() for row in rows]) + 0.06 * mixing
 
     distance = cdist(TABLE, TABLE)
-    scaled = np.sqrt(3) * distance / 0.75
     linear = 0.25**2 * TABLE @ TABLE.T
-    bend = 0.17**2 * (1 + scaled) * np.exp(-scaled)
 
     requests = np.argwhere(np.isfinite(model.score[:, c]))
     soups, samples = requests.T
@@ -83,7 +81,10 @@ def fitted(model: SoupModel, c: int) -> tuple[FloatArray, FloatArray, FloatArray
     probability = []
     signals = []
     correlations = []
-    for scale in (0.2, 0.35, 0.6, 1.0, 1.6, 2.5):
+    candidates = [(scale, 0.75) for scale in (0.2, 0.35, 0.6, 1.0, 1.6, 2.5)]
+    for scale, length in (*candidates, (2.5, 0.2)):
+        scaled = np.sqrt(3) * distance / length
+        bend = 0.17**2 * (1 + scaled) * np.exp(-scaled)
         for shared, reach in itertools.product((0.1, 0.3, 0.5), (0.4, 1.2)):
             signal = 0.3**2 + 0.06**2 * np.outer(mixing, mixing) + scale**2 * (linear + bend)
             correlation = shared + (1 - shared) * np.exp(-distance / reach)
