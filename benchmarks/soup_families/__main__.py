@@ -16,12 +16,16 @@ import datetime
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.leaderboard_data import Board, bfcl_v1, mmlu_pro, paper_boards
 from benchmarks.soup_families.design import Family, confirmatory, exploratory, larger
 from benchmarks.soup_families.matrices import FOLDER, path_of, save
 from benchmarks.soup_families.preregistration import registered
 from souping.core.types import UserError
+
+if TYPE_CHECKING:
+    from benchmarks.soup_families.study import Row
 
 LEADERBOARDS = ("mmlu-pro", "bfcl-v1")
 
@@ -53,6 +57,7 @@ def main(words: Sequence[str] | None = None) -> None:
     training.add_argument("part", choices=("exploratory", "confirmatory", "larger"))
     reporting = commands.add_parser("report")
     reporting.add_argument("--out", type=Path, help="also write the report to this file")
+    reporting.add_argument("--figures", type=Path, help="also draw pictures into this folder")
     reporting.add_argument("--date", default=str(datetime.date.today()))
     for board in LEADERBOARDS:
         reporting.add_argument(f"--{board}", type=Path, help="as for benchmarks.leaderboards")
@@ -63,7 +68,10 @@ def main(words: Sequence[str] | None = None) -> None:
         if args.command == "train":
             train(families_of(args.part), args.folder)
         else:
-            show(args.folder, args.date, args.out, leaderboards(args.mmlu_pro, args.bfcl_v1))
+            all_rows = families_of_folder(args.folder)
+            show(all_rows, args.date, args.out, leaderboards(args.mmlu_pro, args.bfcl_v1))
+            if args.figures is not None:
+                draw(all_rows, args.figures)
     except UserError as error:
         parser.error(str(error))
 
@@ -92,22 +100,45 @@ def leaderboards(mmlu_pro_path: Path | None, bfcl_v1_path: Path | None) -> list[
     return boards
 
 
-def show(folder: Path, date: str, out: Path | None, boards: Sequence[Board]) -> None:
-    """Print the report.
+def families_of_folder(folder: Path) -> list[Row]:
+    """Values of all families that have a file.
 
     Raises:
-        UserError: no family has a file.
+        UserError: there is none.
     """
-    from benchmarks.soup_families.report import page
     from benchmarks.soup_families.study import rows
 
     all_rows = rows(folder)
     if not all_rows:
         raise UserError(f"{folder} has no families: train some")
+    return all_rows
+
+
+def show(all_rows: Sequence[Row], date: str, out: Path | None, boards: Sequence[Board]) -> None:
+    """Print the report, and write it to `out` if that is given."""
+    from benchmarks.soup_families.report import page
+
     text = page(all_rows, boards, date)
     print(text, end="")
     if out is not None:
         out.write_text(text, encoding="utf-8")
+
+
+def draw(all_rows: Sequence[Row], folder: Path) -> None:
+    """Write the pictures of the confirmatory families as PNG.
+
+    Raises:
+        UserError: some of these families have no file yet.
+    """
+    from benchmarks.soup_families.figures import drawings
+    from benchmarks.soup_families.report import CONFIRMATORY
+    from benchmarks.soup_families.study import usable
+
+    if sum(row.part == "confirmatory" for row in all_rows) < CONFIRMATORY:
+        raise UserError(f"--figures needs all {CONFIRMATORY} confirmatory families")
+    folder.mkdir(parents=True, exist_ok=True)
+    for drawing in drawings(usable(all_rows, "confirmatory")):
+        (folder / f"evidence-{drawing.name}.png").write_bytes(drawing.png())
 
 
 if __name__ == "__main__":

@@ -141,8 +141,13 @@ def verdicts(raw: Mapping[str, float]) -> dict[str, str]:
         verdict = "not shown"
         if adjusted <= ALPHA:
             verdict = "shown"
-        found[key] = f"{raw[key]:.4f} | {adjusted:.4f} | {verdict}"
+        found[key] = f"{_p(raw[key])} | {_p(adjusted)} | {verdict}"
     return found
+
+
+def _p(value: float) -> str:
+    """A p-value with four decimals."""
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def gains(families: Families) -> Iterator[str]:
@@ -202,14 +207,14 @@ def notes(families: Families) -> Iterator[str]:
         if chosen.any():
             low = families["low"][chosen].mean()
             chance = families["low permuted"][chosen].mean()
-            yield f"- weakly correlated of {words} categories: {low:.0f} %, with permuted columns {chance:.0f} %"
+            yield f"- low-correlation categories of {words}: {low:.0f} %, with permuted columns {chance:.0f} %"
 
 
 def leaderboards(boards: Sequence[Board]) -> Iterator[str]:
     """SoCE's rule on leaderboards, beside permuted columns."""
-    yield "## Weakly correlated categories of leaderboards"
+    yield "## Low-correlation categories of leaderboards"
     yield ""
-    yield "| table | models | categories | weakly correlated | columns permuted |"
+    yield "| table | models | categories | low-correlation | columns permuted |"
     yield "|---|---|---|---|---|"
     for board in boards:
         yield (

@@ -23,10 +23,11 @@ from benchmarks.soup_families.inference import (
     sample,
     within,
 )
-from benchmarks.soup_families.matrices import Matrix, load, path_of, save
+from benchmarks.soup_families.matrices import FOLDER, Matrix, load, path_of, save
 from benchmarks.soup_families.merging import Subset
 from benchmarks.soup_families.predicting import predictors, same_items
 from benchmarks.soup_families.view import PLACES, View, failure
+from tests.conftest import ROOT
 from tests.support.soup_families import matrix
 
 VALUES = np.random.default_rng(0).normal(0.2, 1, 32)
@@ -251,3 +252,33 @@ def test_ingredients_are_selected_on_the_items_for_selection(first: View) -> Non
     scores = means(first.tunes[:, first.selecting], first.category[first.selecting])
     assert experts(scores) == facts.experts
     assert best(scores, len(facts.experts)) == facts.best
+
+
+def bracketed(values: list[float]) -> str:
+    """Mean and 95 % interval as the page of the evidence has them."""
+    found = sample(values)
+    low, high = stats.t.interval(0.95, 31, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    return f"{np.mean(values):+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+
+
+@pytest.mark.slow
+def test_the_evidence_page_has_the_figures_of_the_matrices() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    paths = sorted(FOLDER.glob("confirmatory-*"))
+    views = [View(matrix=load(path)) for path in paths]
+    assert len(views) == 32
+    selections = [estimates.selected(one) for one in views]
+    assert bracketed([row["experts - top"] for row in selections]) in page
+    assert bracketed([row["experts - random"] for row in selections]) in page
+    reports = [same_items(one) for one in views]
+    assert bracketed([row["reported gain"] - row["true gain"] for row in reports]) in page
+    routed = []
+    for one in views:
+        gains = []
+        for draw in one.searches():
+            known = one.selecting | draw
+            best_tune = int(one.tunes[:, known].mean(axis=1).argmax())
+            gains.append(router(one, known) - one.score((best_tune,)))
+        routed.append(float(np.mean(gains)))
+    assert bracketed(routed) in page
