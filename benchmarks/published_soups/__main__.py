@@ -131,6 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.out:
         given.out.write_text(text, encoding="utf-8")
     if given.data:
+        given.data.mkdir(parents=True, exist_ok=True)
         write_gains(given.data / "published-soups-gains.csv", results.gains)
         write_clip(given.data / "published-soups-clip.csv", results.clip)
 
