@@ -102,7 +102,9 @@ class Plan:
         if self.scores is None or not self.has_report:
             return None
         run = self.run
-        return power_of(self.scores, self.splits["test"], run.objective, run.inner_min_gain)
+        repeats = run.evaluator.sampling.answers_per_item
+        test = self.splits["test"]
+        return power_of(self.scores, test, run.objective, run.inner_min_gain, repeats)
 
 
 def as_dict(plan: Plan) -> JsonObject:

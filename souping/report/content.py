@@ -255,6 +255,20 @@ class VerdictSummary:
 
 
 @frozen
+class MoreAnswersSummary:
+    """What as many more answers as the test split has items can do."""
+
+    repeats: MaybeInt
+    """answers to each item"""
+    answers_gain: MaybeFloat
+    """`power.gain` with one more answer to each item"""
+    items: MaybeInt
+    """items that the same number of answers would be to instead"""
+    items_gain: MaybeFloat
+    """`power.gain` with these items in addition"""
+
+
+@frozen
 class PowerSummary:
     """What the test split can show."""
 
@@ -268,6 +282,8 @@ class PowerSummary:
     """items that a gain of `min_gain` needs (100,001 means more than 100,000)"""
     assumed: bool
     """true if no answers of the candidates were known"""
+    more: MoreAnswersSummary | None = None
+    """what more answers can do, if each item has several"""
 
 
 # ---------------------------------------------------------------- choices

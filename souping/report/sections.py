@@ -14,6 +14,7 @@ from souping.report.cells import Section, TableGrid, grid, nonempty, table
 from souping.report.content import (
     CategoryDifference,
     ModelEnds,
+    MoreAnswersSummary,
     Report,
     RowDifference,
     SearchSummary,
@@ -347,7 +348,20 @@ def endings(report: Report) -> list[str]:
         lines.append(
             "Each item was answered several times: the table splits the variance into answers and items."
         )
+    if report.power and report.power.more:
+        lines.append(
+            f"As planned before the test, {more_in_words(report.power.more, report.unit)}."
+        )
     return lines
+
+
+def more_in_words(more: MoreAnswersSummary, unit: Unit) -> str:
+    """The gain that is shown with one more answer to each item, and with as many answers to new items."""
+    answers, items = unit.score(more.answers_gain), unit.score(more.items_gain)
+    return (
+        f"one more answer to each item would show a gain of {answers} {unit.name}, as many answers to "
+        f"{count(more.items)} more items one of {items}"
+    )
 
 
 def _incomplete(report: Report) -> dict[str, ModelEnds]:

@@ -238,7 +238,13 @@ class Run(Steps):
         settings = self.settings
         if settings.dry_run is not None or not settings.objective.linear:
             return None
-        power = power_of(scores, self.report_items, settings.objective, settings.inner_min_gain)
+        power = power_of(
+            scores,
+            self.report_items,
+            settings.objective,
+            settings.inner_min_gain,
+            settings.evaluator.sampling.answers_per_item,
+        )
         # Equal answers tell nothing of the variance of a difference.
         if power is None:
             self.progress.say("all candidates gave the same answers")

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from souping.core.unit import MARGIN, Unit
-from souping.report.content import PowerSummary
+from souping.report.content import MoreAnswersSummary, PowerSummary
+from souping.report.sections import more_in_words
 from souping.statistics.comparison import Comparison, better_than_every
 from souping.statistics.grouped import ZERO_DIFFERENCE
 from souping.statistics.levels import ALPHA
-from souping.statistics.power import DISCORDANCE, Power, items_for, items_in_words
+from souping.statistics.power import DISCORDANCE, MoreAnswers, Power, items_for, items_in_words
 
 VerdictClaim = Literal[
     "better_than_every_candidate",
@@ -178,10 +179,13 @@ def power_in_words(power: Power, unit: Unit) -> str:
         )
     gain = f"{unit.text(unit.size(power.gain))} {unit.name}"
     margin = unit.amount(unit.size(power.margin))
-    return (
+    line = (
         f"test split: {power.items:,} items show that a soup {gain} above the best candidate is better than every "
         f"candidate ({condition}); {margin} needs {items_in_words(power.needed)} items"
     )
+    if power.more is not None:
+        line += f"; {more_in_words(_more_summary(power.more, unit), unit)}"
+    return line
 
 
 def power_summary(power: Power, unit: Unit) -> PowerSummary:
@@ -192,4 +196,14 @@ def power_summary(power: Power, unit: Unit) -> PowerSummary:
         min_gain=unit.size(power.margin),
         needed=power.needed,
         assumed=power.assumed,
+        more=_more_summary(power.more, unit) if power.more else None,
+    )
+
+
+def _more_summary(more: MoreAnswers, unit: Unit) -> MoreAnswersSummary:
+    return MoreAnswersSummary(
+        repeats=more.repeats,
+        answers_gain=unit.size(more.answers_gain),
+        items=more.items,
+        items_gain=unit.size(more.items_gain),
     )

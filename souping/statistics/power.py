@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +18,12 @@ from souping.core.protocols import Objective
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix, frozen
 from souping.core.unit import MARGIN
 from souping.statistics.bootstrap_t import NORMAL
-from souping.statistics.comparison import Comparison, VarianceParts, split_variance
+from souping.statistics.comparison import (
+    Comparison,
+    VarianceParts,
+    answer_variance,
+    split_variance,
+)
 from souping.statistics.levels import ALPHA
 from souping.statistics.score_table import ItemTable, ScoreTable
 
@@ -171,40 +177,63 @@ class RunPower:
 
 
 @frozen
+class MoreAnswers:
+    """What as many more answers as there are items can do: one more for each item, or the same number for each of
+    `items` new ones. The gains are like `Power.gain`."""
+
+    repeats: int
+    """answers to each item by now"""
+    answers_gain: float
+    items: int
+    items_gain: float
+
+
+@frozen
 class Power:
     """True `gain` over the best candidate (of inner scores) that is called better than every candidate in 80 % of runs
-    on `items` test items, and the items `needed` for a gain of `margin`."""
+    on `items` test items, and the items `needed` for a gain of `margin`. `more` is known of sampled answers."""
 
     gain: float
     items: int
     margin: float
     needed: int
     assumed: bool
+    more: MoreAnswers | None = None
 
 
 def power_of(
-    scores: ScoreMatrix, report: Sequence[Item], objective: Objective, margin: float
+    scores: ScoreMatrix,
+    report: Sequence[Item],
+    objective: Objective,
+    margin: float,
+    repeats: int = 1,
 ) -> Power | None:
     """Power on the `report` items (the test split), by what selection knows of the candidates.
 
-    If no answers of the candidates are known, they count as equal, and any two models as different on DISCORDANCE of
-    the items. None if all candidates answer alike, or if the objective is not linear.
+    Each item has this many answers, `repeats`. If no answers of the candidates are known, they count as equal, and any
+    two models as different on DISCORDANCE of the items. None if all candidates answer alike, or if the objective is not
+    linear.
     """
     if not objective.linear:
         return None
     if scores.items is not None and not scores.published:
         measured = {name: scores.items[name] for name in scores.candidates}
-        return measured_power(measured, report, objective, margin)
+        return measured_power(measured, report, objective, margin, repeats)
     count = len(scores.candidates)
     # Half for each of two models, whose difference has both variances.
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
     levels = np.zeros(count)
     size = len(report)
-    return _power(levels, covariance, reliable=0, scale=1, items=size, margin=margin, assumed=True)
+    futures = _Futures(levels=levels, covariance=covariance, reliable=0)
+    return _power(futures, futures.demanded(covariance), size, margin, assumed=True)
 
 
 def measured_power(
-    scores: Mapping[str, ItemScores], report: Sequence[Item], objective: Objective, margin: float
+    scores: Mapping[str, ItemScores],
+    report: Sequence[Item],
+    objective: Objective,
+    margin: float,
+    repeats: int = 1,
 ) -> Power | None:
     """Power on the `report` items from the candidates' scores on other items; None if all candidates answer alike.
 
@@ -232,55 +261,94 @@ def measured_power(
     chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))
     reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
     scale = _worth(table) / _worth(ItemTable.of(report, objective))
-    return _power(levels, covariance, reliable, scale, len(report), margin, assumed=False)
+    futures = _Futures(levels=levels, covariance=covariance, reliable=reliable)
+    demanded = futures.demanded(scale * covariance)
+    power = _power(futures, demanded, len(report), margin, assumed=False)
+
+    # One more answer leaves repeats / (repeats + 1) of the variance over the draw of answers.
+    answers = _answer_variances(table, scores, covariance.diagonal())
+    if repeats < 2 or answers is None or not answers.any():
+        return power
+    fewer = scale * (covariance - np.diag(answers) / (repeats + 1))
+    more_items = math.ceil(len(report) / repeats)
+    more = MoreAnswers(
+        repeats=repeats,
+        answers_gain=futures.gain(futures.demanded(fewer)),
+        items=more_items,
+        items_gain=futures.gain(demanded, 1 + more_items / len(report)),
+    )
+    return replace(power, more=more)
+
+
+def _answer_variances(
+    table: ItemTable, scores: Mapping[str, ItemScores], variances: FloatArray
+) -> FloatArray | None:
+    """Part of each candidate's variance [M] that comes from the draw of its answers; None if that is not known."""
+    measured = ScoreTable.measured(table, scores)
+    parts = []
+    for name, variance in zip(scores, variances.tolist(), strict=True):
+        parts.append(answer_variance(measured, variance, name))
+    known = [part for part in parts if part is not None]
+    return np.array(known) if len(known) == len(parts) else None
+
+
+class _Futures:
+    """Simulated test splits: true levels of the candidates, and random numbers for their errors.
+
+    The errors of the known `levels` [M] have this `covariance` [M, M]. A share `reliable` of the variance between the
+    levels is real, so true levels are drawn around shrunken ones.
+    """
+
+    def __init__(self, levels: FloatArray, covariance: FloatArray, reliable: float) -> None:
+        rng = np.random.default_rng(0)
+        count = len(levels)
+        shrunken = levels.mean() + reliable * (levels - levels.mean())
+        noise = rng.standard_normal((FUTURES, count)) @ _root(covariance)
+        true = shrunken + math.sqrt(reliable) * noise
+        # How far each is below the best [D, M].
+        self._gaps = true.max(axis=1, keepdims=True) - true
+        self._errors = rng.standard_normal((FUTURES, count))
+        self._soup = rng.standard_normal((FUTURES, 1))
+
+    def gain(self, demanded: FloatArray, times: float = 1.0) -> float:
+        """The gain with 80 % power on `times` as many items: what the hardest of the candidates demands."""
+        hardest = (demanded / math.sqrt(times) - self._gaps).max(axis=1)
+        return float(np.quantile(hardest, POWER))
+
+    def demanded(self, covariance: FloatArray) -> FloatArray:
+        """Gain over each candidate [D, M] that is shown if errors on the test split have this covariance [M, M].
+
+        The soup's error varies around the candidates' mean error, with a variance by which soup and candidate differ as
+        much as two candidates do on average.
+        """
+        count = len(covariance)
+        soup_sd = math.sqrt(pair_variance(covariance) * (count + 1) / (2 * count))
+        error = self._errors @ _root(covariance)
+        error += soup_sd * self._soup - error.mean(axis=1, keepdims=True)
+        return np.asarray(NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error)
+
+
+def _root(covariance: FloatArray) -> FloatArray:
+    """Transposed Cholesky factor; a little is added to the diagonal, as the covariance may be singular."""
+    ridge = 1e-9 * covariance.trace() * np.eye(len(covariance))
+    return np.asarray(np.linalg.cholesky(covariance + ridge).T)
 
 
 def _power(
-    levels: FloatArray,
-    covariance: FloatArray,
-    reliable: float,
-    scale: float,
-    items: int,
-    margin: float,
-    assumed: bool,
+    futures: _Futures, demanded: FloatArray, items: int, margin: float, assumed: bool
 ) -> Power:
-    """Power by simulation.
-
-    The errors of the known `levels` [M] have this `covariance` [M, M]; on the test split they have `scale` times it. A
-    share `reliable` of the variance between the levels is real, so true levels are drawn around shrunken ones.
-    """
-    rng = np.random.default_rng(0)
-    count = len(levels)
-    # A little is added to the diagonal, as the covariance may be singular.
-    root = np.linalg.cholesky(covariance + 1e-9 * covariance.trace() * np.eye(count))
-
-    # True levels [D, M], and how far each is below the best.
-    shrunken = levels.mean() + reliable * (levels - levels.mean())
-    true = shrunken + math.sqrt(reliable) * rng.standard_normal((FUTURES, count)) @ root.T
-    gaps = true.max(axis=1, keepdims=True) - true
-
-    # Errors of soup minus candidate [D, M]. The soup's error varies around the candidates' mean error, with a variance
-    # by which soup and candidate differ as much as two candidates do on average.
-    soup_sd = math.sqrt(scale * pair_variance(covariance) * (count + 1) / (2 * count))
-    error = math.sqrt(scale) * rng.standard_normal((FUTURES, count)) @ root.T
-    error += soup_sd * rng.standard_normal((FUTURES, 1)) - error.mean(axis=1, keepdims=True)
-    demanded = NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error
-
-    def gain(factor: float) -> float:
-        """Gain with 80 % power on `factor` times the items: what the hardest of the candidates demands."""
-        return float(np.quantile((demanded / math.sqrt(factor) - gaps).max(axis=1), POWER))
-
+    """Power on `items` test items, which demand such gains [D, M]."""
     # Halve the logarithm of the factor on the items, from 20 items to twice as many as `rounded_up` reports.
     too_few = math.log(20 / items)
     enough = math.log(2 * ABSURD / items)
     for _ in range(ITEMS_HALVINGS):
         middle = (too_few + enough) / 2
-        if gain(math.exp(middle)) <= margin:
+        if futures.gain(demanded, math.exp(middle)) <= margin:
             enough = middle
         else:
             too_few = middle
     return Power(
-        gain=gain(1.0),
+        gain=futures.gain(demanded),
         items=items,
         margin=margin,
         needed=rounded_up(items * math.exp(enough)),
