@@ -5,22 +5,42 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 
 from souping.core.reading import read, to_json
-from souping.core.types import UserError
-from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.core.types import Correlations, SearchEnd, Selection, StopReason, UserError
+from souping.core.unit import BITS_PER_BYTE, POINTS, Estimate, Unit
 from souping.report.analysis_results import UserResult, read_content
-from souping.report.content import Report, SelectionFile, TrialRow
+from souping.report.content import (
+    Report,
+    RowDifference,
+    ScoreInterval,
+    SearchUse,
+    SelectionFile,
+    TrialRow,
+)
 from souping.report.report_page import markdown
-from souping.report.run_files import as_json, read_report, read_trials, write_trials
+from souping.report.run_files import (
+    as_json,
+    read_report,
+    read_trials,
+    search_summary,
+    selection_summary,
+    write_trials,
+)
 from souping.runs.analyses import analysis_results
+from souping.runs.verdict import power_summary
+from souping.search.loop import SearchCost
+from souping.statistics.comparison import Comparison
+from souping.statistics.intervals import Interval
+from souping.statistics.power import Power
 from tests.conftest import ROOT
 from tests.support.report import sample
 
@@ -259,3 +279,65 @@ def test_keys_that_an_optimiser_or_a_later_version_adds_are_kept(part: str) -> N
     report["later"] = [{"key": 1}]
     report["analyses"]["own"]["more"] = 2
     assert as_json(to_json(read_content(report, {}))) == as_json(report)
+
+
+COMPARISON = Comparison(
+    a="soup",
+    b="a",
+    estimate=Estimate(0.02, 0.01, 0.03),
+    p_alone=0.01,
+    test="flips",
+    n=10,
+    groups=5,
+    discordant=0.1,
+)
+INTERVAL = Interval(estimate=Estimate(0.5, 0.4, 0.6), n=10, groups=5, effective_n=7.0)
+POWER_OF_A_TEST = Power(gain=0.05, items=100, margin=0.01, needed=1000, assumed=False)
+END = SearchEnd(
+    stopped=StopReason(reason="enough"),
+    indistinguishable=(),
+    indistinguishable_count=0,
+    finishing_gain=0.0,
+)
+
+
+ONE = np.ones((1, 1))
+SELECTION = Selection(
+    ingredients=("a",), categories=("w",), correlations=Correlations(rho=ONE, low=ONE, high=ONE)
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "write", "unwritten"),
+    [
+        (INTERVAL, ScoreInterval.of, set()),
+        # They plan items and runs, and a report has what was planned by them.
+        (COMPARISON, RowDifference.of, {"step", "degrees", "run_share"}),
+        (POWER_OF_A_TEST, power_summary, set()),
+        (END, lambda end, unit: search_summary(unit, end), set()),
+        (SELECTION, lambda selection, unit: selection_summary(unit, selection), set()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_computed_reaches_the_report_with_every_field(
+    value: Any, write: Callable[[Any, Unit], object], unwritten: set[str]
+) -> None:
+    """A new field of one of these is written, or named here with why it is not."""
+    seen = set[str]()
+
+    def spy(self: Any, name: str) -> Any:
+        seen.add(name)
+        return object.__getattribute__(self, name)
+
+    spied = type("Spied", (type(value),), {"__getattribute__": spy})
+    names = {field.name for field in fields(value)}
+    write(spied(**{name: getattr(value, name) for name in names}), BITS_PER_BYTE)
+    assert names - seen == unwritten
+
+
+def test_what_a_search_cost_reaches_the_report_with_every_field() -> None:
+    cost = to_json(SearchCost(items=1, evaluated=2, prefilled_tokens=3, generated_tokens=4))
+    written = to_json(read(SearchUse, cost))
+    assert isinstance(cost, dict)
+    assert isinstance(written, dict)
+    assert cost.items() <= written.items()
