@@ -42,6 +42,7 @@ PAGES = [
     *sorted((ROOT / "examples").glob("*/README.md")),
 ]
 OPTIONAL = (
+    "power.more",  # sampled answers
     "dry_run",
     "expected_check",
     "extra_benchmarks",

@@ -15,11 +15,11 @@ from souping.analysis.alternatives import best_by_category, routed, with_alterna
 from souping.core.scores import Mean
 from souping.core.types import Item, ItemScores, ScoreMatrix
 from souping.core.unit import POINTS, Estimate
-from souping.report.content import Report, Router, UpperBound
+from souping.report.content import MoreAnswersSummary, Report, Router, UpperBound
 from souping.runs.verdict import Verdict, power_in_words, power_summary, verdict
 from souping.statistics.comparison import Comparison
 from souping.statistics.levels import Level
-from souping.statistics.power import Power
+from souping.statistics.power import MoreAnswers, Power
 
 CANDIDATES = ("ace", "bit", "cow")
 FAR = {"ace": (0.03, 0.01), "bit": (0.05, 0.001), "cow": (0.04, 0.02)}
@@ -204,6 +204,17 @@ def test_power_in_words_has_its_figures_and_their_basis(
     assert ("if candidates are equal" in words) == assumed
     summary = power_summary(power, POINTS)
     assert (summary.gain, summary.min_gain, summary.needed) == (0.064, 0.01, 32_000)
+
+
+def test_power_of_sampled_answers_names_more_answers_and_more_items() -> None:
+    more = MoreAnswers(repeats=4, answers_gain=0.061, items=120, items_gain=0.0572)
+    power = Power(gain=0.064, items=480, margin=0.01, needed=32_000, assumed=False, more=more)
+    words = power_in_words(power, POINTS)
+    for figure in ("6.1 points", "120 more items", "5.7"):
+        assert figure in words
+    assert power_summary(power, POINTS).more == MoreAnswersSummary(
+        repeats=4, answers_gain=0.061, items=120, items_gain=0.0572
+    )
 
 
 def test_a_missing_candidate_is_no_victory() -> None:

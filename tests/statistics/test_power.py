@@ -299,3 +299,68 @@ def test_without_runs_items_alone_count() -> None:
     power = RunPower(comparison=comparison, scores=table)
     assert power.detectable(times_items=4.0) == pytest.approx(detectable(comparison) / 2)
     assert power.items_for(0.02) == items_for(comparison, 0.02)
+
+
+# ------------------------------------------------------------ items or answers
+
+
+WORLDS = {
+    "answers decide": (8.0, 8.0),  # every item is right about half of the time
+    "items decide": (0.05, 0.05),  # an item is nearly always right or nearly always wrong
+    "both": (0.6, 0.4),
+}
+"""{name: parameters of the beta distribution of an item's chance to be answered right}"""
+
+
+def sampled(chances: FloatArray, repeats: int, rng: np.random.Generator) -> ItemScores:
+    """Scores of a model that is right on items with these chances [I], each the mean of some answers."""
+    answers = rng.random((repeats, len(chances))) < chances
+    noise = answers.var(axis=0, ddof=1) / repeats
+    items = make_items(len(chances), ("x",))
+    return ItemScores(items=items, values=answers.mean(axis=0), noise=noise)
+
+
+def spread_of_difference(world: str, items: int, repeats: int, rng: np.random.Generator) -> float:
+    """Standard deviation of the difference of two models over 20,000 splits of new items."""
+    chances = rng.beta(*WORLDS[world], (20_000, 2, items))
+    means = rng.binomial(repeats, chances).mean(axis=2) / repeats
+    return float((means[:, 0] - means[:, 1]).std())
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_more_answers_and_more_items_gain_what_simulated_splits_gain(world: str) -> None:
+    rng = np.random.default_rng(4)
+    repeats = 3
+    known = 3000
+    chances = rng.beta(*WORLDS[world], (2, known))
+    scores = {name: sampled(chances[model], repeats, rng) for model, name in enumerate("ab")}
+    # Equal candidates, so that the gain that is shown is proportional to the standard error.
+    scores["b"] = replace(
+        scores["b"],
+        values=scores["b"].values + scores["a"].values.mean() - scores["b"].values.mean(),
+    )
+    test = make_items(60, ("x",))
+    power = measured_power(scores, test, Mean(), 0.01, repeats)
+    assert power is not None
+    assert power.more is not None
+    assert (power.more.repeats, power.more.items) == (3, 20)
+    now = spread_of_difference(world, 60, repeats, rng)
+    answers = spread_of_difference(world, 60, repeats + 1, rng) / now
+    items = spread_of_difference(world, 80, repeats, rng) / now
+    assert power.more.answers_gain / power.gain == pytest.approx(answers, abs=0.02)
+    assert power.more.items_gain / power.gain == pytest.approx(items, abs=0.02)
+    # New items carry new answers: they never gain less.
+    assert power.more.items_gain <= power.more.answers_gain
+
+
+def test_nothing_is_said_of_more_answers_where_there_is_one() -> None:
+    rng = np.random.default_rng(0)
+    scores = {name: sampled(rng.random(100), 3, rng) for name in "ab"}
+    test = make_items(60, ("x",))
+    power = measured_power(scores, test, Mean(), 0.01)
+    assert power is not None
+    assert power.more is None
+    unknown = {name: ItemScores(items=one.items, values=one.values) for name, one in scores.items()}
+    power = measured_power(unknown, test, Mean(), 0.01, 3)
+    assert power is not None
+    assert power.more is None
