@@ -316,7 +316,7 @@ def sampled(chances: FloatArray, repeats: int, rng: np.random.Generator) -> Item
     """Scores of a model that is right on items with these chances [I], each the mean of some answers."""
     answers = rng.random((repeats, len(chances))) < chances
     noise = answers.var(axis=0, ddof=1) / repeats
-    items = make_items(len(chances), ("x",))
+    items = tuple(make_items(len(chances), ("x",)))
     return ItemScores(items=items, values=answers.mean(axis=0), noise=noise)
 
 
