@@ -205,8 +205,8 @@ def test_a_planted_use_is_found(line: str) -> None:
 
 def test_p_values_are_corrected_inside_statistics() -> None:
     """Elsewhere what a look costs is only told in words."""
-    used = uses(package_trees(), "souping.statistics.levels", ("penalty",))
-    assert used.keys() == {"souping.answers.claims", "souping.comparison.looks"}
+    used = uses(package_trees(), "souping.statistics.corrections", ("penalty",))
+    assert used.keys() == {"souping.answers.claims", "souping.comparison.counted_claims"}
 
 
 def splats(tree: ast.AST) -> Iterator[int]:

@@ -14,7 +14,7 @@ from typing import Any
 from souping.cli.commands import parser_of
 from souping.cli.process import stop
 from souping.comparison.api import AVERAGES, compare
-from souping.comparison.verdict import FAIL_ON, WORDS, Word
+from souping.comparison.row_verdict import FAIL_ON, WORDS, Word
 from souping.core.arguments import Arguments, points, positive
 from souping.core.fields import pick
 from souping.core.files import error_text, expanded

@@ -87,7 +87,7 @@ def send_soup(arguments: Sequence[str], plans: bool) -> None:
     Raises:
         UserError: there is no soup, not all of it, or the Hub refuses.
     """
-    from souping.comparison.looks import stores_of
+    from souping.comparison.counted_claims import stores_of
     from souping.merge.soup_files import RECIPE
     from souping.report.render import show_sheet
     from souping.soups.upload import check_target, files_by_recipe, planned_upload, push

@@ -128,7 +128,7 @@ def _note(run_dir: Path, store: str | None, report: Report, samples: Sequence[Sa
     """Write to the store that answers to these items of the test split were looked at."""
     from souping.answers.counted_looks import CountedLooks
     from souping.answers.store import Store
-    from souping.comparison.looks import stores_of
+    from souping.comparison.counted_claims import stores_of
 
     prompts = [sample.prompt_hash for sample in samples]
     paths = stores_of(run_dir, store)

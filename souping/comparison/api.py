@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from souping.comparison.looks import ComparisonLooks, looks_of
+from souping.comparison.counted_claims import ComparisonLooks, looks_of
 from souping.comparison.pooled import task_weights
 from souping.comparison.result import CompareResult, Difference, Flip, RowVerdict, RunNoise
 from souping.comparison.row_tests import RowTest, decide_rows
+from souping.comparison.row_verdict import FAIL_ON, TRUNCATED, Margin, Policy, Word, read_policy
 from souping.comparison.rows import RowScores, is_scored, rows_of
 from souping.comparison.several import joint_tests
-from souping.comparison.verdict import FAIL_ON, TRUNCATED, Margin, Policy, Word, read_policy
 from souping.core.fields import Count, check_arguments, load_json, pick
 from souping.core.files import errors_told, expanded
 from souping.core.text import listed
@@ -35,8 +35,8 @@ from souping.statistics.comparison import (
     runs_differ,
     split_variance,
 )
+from souping.statistics.corrections import WARN_LOST, Level
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.levels import WARN_LOST, Level
 from souping.statistics.score_table import ScoreTable
 
 AVERAGES = ("task", "item", "leaf", "bfcl")

@@ -14,7 +14,7 @@ from io import StringIO
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
-from souping.comparison.verdict import MISSING, TRUNCATED, Word
+from souping.comparison.row_verdict import MISSING, TRUNCATED, Word
 from souping.core.reading import to_json
 from souping.core.text import confidence, listed, minus
 from souping.core.types import Names, UserError, frozen

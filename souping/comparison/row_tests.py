@@ -13,8 +13,7 @@ from functools import cache
 from typing import Literal
 
 from souping.comparison.result import RowVerdict
-from souping.comparison.rows import RowScores
-from souping.comparison.verdict import (
+from souping.comparison.row_verdict import (
     AVERAGE,
     TRUNCATED,
     Limits,
@@ -23,6 +22,7 @@ from souping.comparison.verdict import (
     decide,
     verdict_of,
 )
+from souping.comparison.rows import RowScores
 from souping.statistics.comparison import (
     Comparison,
     bounded,
@@ -30,8 +30,8 @@ from souping.statistics.comparison import (
     contrast_at,
     split_variance,
 )
+from souping.statistics.corrections import MOST_LOST, Level, step_down
 from souping.statistics.joint import compare_jointly
-from souping.statistics.levels import MOST_LOST, Level, step_down
 from souping.statistics.power import RunPower
 
 TASK_KINDS = ("group", "task")

@@ -9,7 +9,7 @@ import numpy as np
 
 from souping.comparison.pooled import pool
 from souping.comparison.result import AmountKind
-from souping.comparison.verdict import AVERAGE
+from souping.comparison.row_verdict import AVERAGE
 from souping.core.types import frozen
 from souping.logs.match import Field, Matched, MatchedMetric
 from souping.statistics.score_table import ScoreTable

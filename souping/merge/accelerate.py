@@ -38,8 +38,8 @@ from souping.core.system import cores, package_environment
 from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR_PREFIX, RANK_PREFIX, WARNING_PREFIX, OptionalProgress
-from souping.merge.kernels import COMPILED_METHODS, NAN, Combine, mix_block, torch_dtype
 from souping.merge.local import LocalMerge
+from souping.merge.methods import COMPILED_METHODS, NAN, Combine, mix_block, torch_dtype
 from souping.merge.mixing import (
     BlockMixer,
     Chunk,
@@ -304,7 +304,7 @@ def usable_gpu(number: int) -> torch.device | None:
     return None
 
 
-# The arithmetic of `kernels` in torch: `add_(x, alpha=w)` is one fused multiply-add on fp32, in
+# The arithmetic of `methods` in torch: `add_(x, alpha=w)` is one fused multiply-add on fp32, in
 # the plan's order; roundings are IEEE's. `device_agrees` tries whether a device really does that.
 
 SAMPLE = 20_011

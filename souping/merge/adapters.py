@@ -35,8 +35,8 @@ from souping.merge import (
 )
 from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.backend import MergeBackend, check_adapter_settings
-from souping.merge.kernels import torch_dtype
 from souping.merge.live import LiveModule
+from souping.merge.methods import torch_dtype
 from souping.merge.plan import base_name, tokenizer_source
 from souping.merge.soup_files import (
     RECIPE,

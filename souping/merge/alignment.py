@@ -21,7 +21,7 @@ from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import check_weights
 from souping.core.text import listed
 from souping.core.types import Recipe, UserError, Weights
-from souping.merge.kernels import check_method, get_method
+from souping.merge.methods import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
     MergePlan,

@@ -31,7 +31,7 @@ from souping.core.text import shown
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import OptionalProgress
 from souping.merge.alignment import Alignment, lone_recipe
-from souping.merge.kernels import narrow
+from souping.merge.methods import narrow
 from souping.merge.mixing import chunks
 from souping.merge.plan import MergePlan, PlannedTensor
 from souping.merge.writer import fill_shards, make_shards

@@ -31,7 +31,7 @@ from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
 from souping.merge import LoadableModel
 from souping.merge.alignment import Alignment
-from souping.merge.kernels import torch_dtype
+from souping.merge.methods import torch_dtype
 from souping.merge.mixing import (
     Chunk,
     ThreadTask,

@@ -24,7 +24,7 @@ from souping.checkpoints.views import Float32
 from souping.core.protocols import WeightSamples
 from souping.core.text import listed
 from souping.core.types import BoolArray, Names, Recipe, UserError, frozen
-from souping.merge.kernels import linear, torch_dtype
+from souping.merge.methods import linear, torch_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -54,8 +54,8 @@ from souping.merge import (
 )
 from souping.merge.alignment import Alignment, Layout, check_tensor_weights, fitted
 from souping.merge.backend import MergeBackend
-from souping.merge.kernels import COMPILED_METHODS, get_method
 from souping.merge.live import LiveModule, SoupMixer
+from souping.merge.methods import COMPILED_METHODS, get_method
 from souping.merge.plan import MergePlan, tokenizer_source
 from souping.merge.weight_samples import WeightedSum, WeightSample, stored_values
 

@@ -15,7 +15,7 @@ from souping.checkpoints.header import size_of
 from souping.checkpoints.views import Float32, Raw, Tile, arrange, widen
 from souping.core.text import shown
 from souping.core.types import FloatArray, UserError
-from souping.merge.kernels import (
+from souping.merge.methods import (
     BLOCK_ELEMENTS,
     COMPILED_METHODS,
     Combine,
@@ -315,7 +315,7 @@ def mixed(
 
 
 def chunk_gram(chunk: Chunk, base: bool, read: Read) -> FloatArray:
-    """`kernels.gram` of the chunk's sources, summed block by block in fp64, so that memory stays small.
+    """`methods.gram` of the chunk's sources, summed block by block in fp64, so that memory stays small.
 
     With `base`, the first source is the base, which has no row of its own: `base` counts as 1.
     """

@@ -34,9 +34,7 @@ from souping.runs.steps import Steps
 from souping.runs.verdict import verdict
 from souping.search.loop import SearchResult
 from souping.statistics.comparison import Comparison, answer_variance, contrast, same_model
-from souping.statistics.intervals import objective_interval, rate
-from souping.statistics.joint import compare_in_categories, picked_tests
-from souping.statistics.levels import (
+from souping.statistics.corrections import (
     ALPHA,
     FIRST_LOOK,
     MOST_LOST,
@@ -44,6 +42,8 @@ from souping.statistics.levels import (
     Level,
     holm,
 )
+from souping.statistics.intervals import objective_interval, rate
+from souping.statistics.joint import compare_in_categories, picked_tests
 from souping.statistics.score_table import ItemTable, ModelScores, ScoreTable
 
 SEE_WHY = (

@@ -12,8 +12,8 @@ from souping.core.unit import MARGIN, Unit
 from souping.report.content import MoreAnswersSummary, PowerSummary
 from souping.report.sections import more_in_words
 from souping.statistics.comparison import Comparison, better_than_every
+from souping.statistics.corrections import ALPHA
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.levels import ALPHA
 from souping.statistics.power import DISCORDANCE, MoreAnswers, Power, items_for, items_in_words
 
 VerdictClaim = Literal[

@@ -37,10 +37,10 @@ from souping.core.types import (
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import Adapters, CandidatePool, Format, Nonfinite, Vocab
 from souping.merge.backend import MergeBackend
-from souping.merge.kernels import METHODS
 from souping.merge.local import method_digest
 from souping.merge.makers import MAKERS, maker
 from souping.merge.mergekit_yaml import to_yaml
+from souping.merge.methods import METHODS
 from souping.merge.plan import HUGE, MOST_INGREDIENTS
 from souping.merge.soup_files import CARD, RECIPE, planned_files
 from souping.report.cells import nonempty

@@ -24,7 +24,7 @@ from souping.statistics.comparison import (
     answer_variance,
     split_variance,
 )
-from souping.statistics.levels import ALPHA
+from souping.statistics.corrections import ALPHA
 from souping.statistics.score_table import ItemTable, ScoreTable
 
 POWER = 0.8

@@ -23,7 +23,7 @@ from souping.comparison.result import (
     sentence,
     verdict_in_words,
 )
-from souping.comparison.verdict import MISSING, TRUNCATED, Word
+from souping.comparison.row_verdict import MISSING, TRUNCATED, Word
 from souping.core.text import minus
 from souping.report.format import escape_html
 from souping.report.render import sheet_markdown

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from souping.comparison.verdict import Limits, Margin, Policy, decide, read_policy, verdict_of
+from souping.comparison.row_verdict import Limits, Margin, Policy, decide, read_policy, verdict_of
 from souping.core.types import UserError
 
 

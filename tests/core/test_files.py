@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from souping.checkpoints.header import inside, small
-from souping.comparison.verdict import read_policy
+from souping.comparison.row_verdict import read_policy
 from souping.core import folders
 from souping.core.fields import load_json
 from souping.core.folders import STAGING_MARK, discard, missing_folders, staged, write_files

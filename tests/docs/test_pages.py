@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from souping.comparison.verdict import read_policy
+from souping.comparison.row_verdict import read_policy
 from tests.conftest import ROOT
 from tests.support import lm_eval_tasks, texts, trainers, trajectory
 from tests.support.pages import DOCS, FENCE

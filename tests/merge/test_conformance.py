@@ -25,9 +25,9 @@ from souping.merge import CandidatePool, Vocab
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.adapters import AdapterPool
 from souping.merge.backend import MergeBackend
-from souping.merge.kernels import METHODS
 from souping.merge.local import FullModelPool, LocalMerge
 from souping.merge.mergekit import MergekitMerge
+from souping.merge.methods import METHODS
 from tests.conftest import ROOT
 from tests.support.adapters import save_adapter
 from tests.support.evaluators import unpacked

@@ -26,10 +26,10 @@ from souping.core.types import UserError
 from souping.merge import Vocab, mixing
 from souping.merge.__main__ import merge_plan
 from souping.merge.alignment import matcher
-from souping.merge.kernels import METHODS, Method
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import MergekitMerge
 from souping.merge.mergekit_yaml import to_yaml
+from souping.merge.methods import METHODS, Method
 from souping.merge.stored import load_plan
 from souping.merge.writer import fill_shards, make_shards
 from tests.conftest import recipe

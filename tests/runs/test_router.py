@@ -29,7 +29,7 @@ from souping.report.sections import losses, report_findings, summary
 from souping.report.tables import compared, shown_models, summary_table
 from souping.runs.evidence import ContenderScores, VerdictTerms, gather_evidence
 from souping.runs.state import Contender
-from souping.statistics.levels import holm
+from souping.statistics.corrections import holm
 from tests.conftest import Cli, make_items, pool_of, recipe, report_of
 
 ITEMS = tuple(make_items(150, ("w", "x")))

@@ -27,9 +27,9 @@ from transformers import AutoModelForCausalLM
 from souping.core.types import Recipe, UserError
 from souping.merge.accelerate import AccelerateMerge
 from souping.merge.backend import MergeBackend
-from souping.merge.kernels import METHODS
 from souping.merge.local import LocalMerge
 from souping.merge.mergekit import BASED, STOCHASTIC, MergekitMerge
+from souping.merge.methods import METHODS
 from souping.report.format import quoted
 from souping.soups.merge_only import read_recipe
 from souping.soups.serving import ScratchFolder

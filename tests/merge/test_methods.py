@@ -17,9 +17,10 @@ from hypothesis import given, settings, strategies as st
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.views import Raw, widen
 from souping.core.types import FloatArray, UserError, Weights
-from souping.merge import accelerate, kernels
+from souping.merge import accelerate, methods
 from souping.merge.accelerate import AccelerateMerge, CudaMixer, usable_gpu
-from souping.merge.kernels import (
+from souping.merge.local import LocalMerge
+from souping.merge.methods import (
     METHODS,
     Method,
     delta,
@@ -29,7 +30,6 @@ from souping.merge.kernels import (
     slerp_weights,
     stock_weights,
 )
-from souping.merge.local import LocalMerge
 from souping.merge.writer import fill_shards
 from tests.support.checkpoints import expected, load, same_bits
 from tests.support.merges import contents, planned, siblings, staging
@@ -50,7 +50,7 @@ def random_row(seed: int, count: int, dtype: str) -> Raw:
 
 
 @pytest.mark.skipif(
-    kernels.native(False, ("F32",), "F32", "F32") is None, reason="llvmlite is not installed"
+    methods.native(False, ("F32",), "F32", "F32") is None, reason="llvmlite is not installed"
 )
 @pytest.mark.parametrize("function", [linear, delta])
 @pytest.mark.parametrize("dtype", TAGS)
@@ -67,13 +67,13 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> 
                 fast = np.empty(size, np.uint8)
                 plain = np.empty(size, np.uint8)
                 assert (
-                    kernels.native(combine is delta, tuple(sources), dtype, out_dtype) is not None
+                    methods.native(combine is delta, tuple(sources), dtype, out_dtype) is not None
                 )
                 good = mix_block(combine, raw, sources, weights, dtype, fast, out_dtype)
                 total = combine(
                     [widen(r, source) for r, source in zip(raw, sources, strict=True)], weights
                 )
-                assert kernels.write_as(narrow(total, dtype), dtype, plain, out_dtype) == good
+                assert methods.write_as(narrow(total, dtype), dtype, plain, out_dtype) == good
                 assert fast.tobytes() == plain.tobytes(), (sources, out_dtype, count)
 
 
@@ -84,7 +84,7 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @given(a=FINITE, b=FINITE, w=st.floats(-2, 2, width=32))
 def test_fma_rounds_once(a: float, b: float, w: float) -> None:
     exact = Fraction(w) * Fraction(a) + Fraction(b)
-    got = float(kernels.fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
+    got = float(methods.fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
     if math.isinf(got):
         assert abs(exact) >= Fraction(2**128) - Fraction(2**103)
         return
@@ -103,7 +103,7 @@ def test_double_rounding_is_caught() -> None:
     value = 2.0**-24 * (1 - 2.0**-23)
     total = 1 + 2.0**-23
     twice = np.float32(np.float64(weight) * np.float64(value) + np.float64(total))
-    once = kernels.fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
+    once = methods.fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
     assert once == np.float32(1 + 2.0**-23)
     assert twice == np.float32(1 + 2.0**-22)
 
@@ -178,7 +178,7 @@ def test_a_wrong_result_of_a_users_method_is_refused(made: object, said: str) ->
 
     rows = [np.ones(4, np.float32).view(np.uint8)] * 2
     with pytest.raises(
-        UserError, match=rf"merge method tests.*mine \(.*test_kernels.py:\d+\) gave {said}"
+        UserError, match=rf"merge method tests.*mine \(.*test_methods.py:\d+\) gave {said}"
     ):
         mix_block(mine, rows, ["F32", "F32"], [0.5, 0.5], "F32", np.empty(16, np.uint8), "F32")
 
@@ -218,15 +218,15 @@ def test_torch_mixes_as_the_kernels(seed: int, dtypes: list[str], dtype: str, de
     dice = np.random.default_rng(seed)
     rows = [np.frombuffer(dice.bytes(37 * size_of(tag)), np.uint8).copy() for tag in dtypes]
     weights = dice.uniform(-1, 2, len(rows)).tolist()
-    function = kernels.delta if delta else kernels.linear
+    function = methods.delta if delta else methods.linear
     with np.errstate(all="ignore"):
         total = function([widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
-        wanted = kernels.narrow(total, dtype)
+        wanted = methods.narrow(total, dtype)
     got, finite = accelerate.blend(
         function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype
     )
     assert got.numpy().tobytes() == wanted.tobytes()
-    assert bool(finite) == kernels.finite(wanted, dtype)
+    assert bool(finite) == methods.finite(wanted, dtype)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from souping.core.fields import pick, text_of
 from souping.core.types import Json, UserError, frozen
-from souping.statistics.levels import MOST_LOST, release
+from souping.statistics.corrections import MOST_LOST, release
 
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)
