@@ -254,7 +254,7 @@ class SoupModel:
         return posterior
 
     def _requests(self, c: int) -> tuple[IntArray, IntArray, FloatArray]:
-        """(soup, sample, mean score) [N] of the requested samples; nan where not answered."""
+        """(soup, sample, mean score) [N] of the samples requested in category c; nan where not answered."""
         soup, sample = np.nonzero(self.requested[:, c])
         return soup, sample, self.score[soup, c, sample]
 

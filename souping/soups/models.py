@@ -335,7 +335,8 @@ class RunPool:
         return self.merge_pool.eos_token_ids(recipe)
 
     def bound(self, evaluator: Evaluator) -> Evaluator:
-        """The evaluator with what it takes from the candidates' files."""
+        """The evaluator with the architecture and the folders of the candidates, from which it takes tokenizers and
+        settings of generation."""
         homes = {c.name: c.home for c in self._fetched.models}
         return evaluator.for_pool(self.merge_pool.architecture_folder, homes)
 

@@ -113,10 +113,11 @@ def effective_size(scores: ModelScores) -> float:
 def flat_margins(
     scores: GroupedScores, bottom: float, top: float, tail: float = INTERVAL_TAIL
 ) -> tuple[float, float]:
-    """(distance below, distance above) by which the true T may differ because of strata that show no variation.
+    """(distance below, distance above) by which the true weighted sum of the scores, T, may differ because of strata
+    that show no variation.
 
-    By Jeffreys' limit for the rate of an event that was never seen. Categories whose mean is at the bottom, or at the
-    top, cannot move past it.
+    By Jeffreys' limit, with a chance of `tail` on each side, for the rate of an event that was never seen. Categories
+    whose mean is at the lowest possible score, `bottom`, or at the highest, `top`, cannot move past it.
     """
     from scipy.special import betaincinv
 

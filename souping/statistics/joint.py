@@ -203,7 +203,8 @@ class MaxTReach(Reach):
     tests: int
 
     def below(self, level: float) -> float:
-        # The second is Bonferroni's, by the patterns of this difference alone.
+        """Distance from the difference down to its lower limit, in scores; up to the upper one it is the same."""
+        # The first size holds for all differences at once; the second is Bonferroni's, from this one's patterns alone.
         critical = min(_reached(level, self.largest), _reached(level / self.tests, self.statistics))
         return critical * self.error
 
