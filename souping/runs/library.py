@@ -231,7 +231,8 @@ def soup(
 ) -> Path:
     """Write the weighted average of checkpoints as a complete folder; returns `out`.
 
-    `weights` has one weight per candidate, in order, or is {name: weight}; without it all are equal.
+    `weights` has one weight per candidate, in order, or is {name: weight}; without it all are equal. They sum to 1;
+    those below 0 or above 1 extrapolate.
 
     Raises:
         UserError: the candidates do not fit each other, or `out` is there already.
