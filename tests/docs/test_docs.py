@@ -197,8 +197,10 @@ def test_the_items_by_gain_are_what_the_script_prints() -> None:
 def test_the_references_are_what_the_script_writes() -> None:
     reference = script(ROOT / "docs" / "make_reference.py")
     pages = {"reference.md": reference.page(), "reference-files.md": reference.files_page()}
-    for name, text in pages.items():
-        assert (ROOT / "docs" / name).read_text() == text, "run: python docs/make_reference.py"
+    texts = {ROOT / "docs" / name: text for name, text in pages.items()}
+    texts[reference.SCHEMA] = reference.settings_schema()
+    for path, text in texts.items():
+        assert path.read_text() == text, "run: python docs/make_reference.py"
 
 
 def test_every_key_of_the_reference_has_a_meaning() -> None:
