@@ -34,7 +34,10 @@ from tests.support.scripts import script
 PAGES = [
     README,
     *sorted((ROOT / "docs").rglob("*.md")),
-    *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "tests/README.md")),
+    *(
+        ROOT / name
+        for name in ("CONTRIBUTING.md", "AGENTS.md", "benchmarks/README.md", "tests/README.md")
+    ),
     *(
         ROOT / name
         for name in ("sweeps/README.md", "sweeps/paper/README.md", "notebooks/README.md")
