@@ -21,6 +21,7 @@ import yaml
 import souping as library
 from souping.cli.commands import COMMANDS, PLANNED, as_overrides, has_parser
 from souping.cli.config import GROUPS, Config
+from souping.cli.settings_file import with_file
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import Benchmark
 from souping.report import content
@@ -103,9 +104,6 @@ def commands(page: Path) -> Iterator[list[str]]:
         if found is None or "..." in found[1] or "$MODELS" in line or "--config-dir" in line:
             continue
         words = shlex.split(found[1])
-        # A settings file is composed elsewhere: tests/cli/test_examples.py.
-        if words[0].endswith(".yaml"):
-            continue
         name = words.pop(0) if words[0] in COMMANDS else "run"
         if has_parser(name) or {*words[:1]} & {*PLANNED}:
             continue
@@ -162,7 +160,9 @@ class TestPage:
         Path("evals").mkdir()
         Path("evals", "A.csv").touch()
         for words in commands(page):
-            assert compose(words)["name"], words
+            # Settings files are named from the root of the repository.
+            paths = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
+            assert compose(with_file(paths))["name"], words
 
     def test_items_of_a_page_load(self, page: Path, tmp_path: Path) -> None:
         (tmp_path / "items.jsonl").write_text(
