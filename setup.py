@@ -44,8 +44,9 @@ DEV = [
     "build>=1.2",
     "twine>=5",
     "gguf>=0.10",  # examples/smollm reads a model in this format
+    "jsonschema>=4.18",  # holds settings files against their schema
 ]
-DOCS = ["pdoc>=15"]  # pages of the docstrings
+DOCS = ["pdoc>=15", "mkdocs>=1.6,<2"]  # pages of the docstrings, and the site around them
 # its loop and its sums are called by name
 LM_EVAL = ["lm_eval>=0.4.13,<0.5", "sacrebleu>=2.4,<3", "datasets>=3"]
 # from 5.6 on it serves one folder and answers /v1/completions
@@ -82,7 +83,7 @@ setup(
     packages=[*find_packages(include=["souping", "souping.*"]), "souping.conf"],
     package_dir={"souping.conf": "conf"},
     package_data={
-        "souping.conf": ["*.yaml", "**/*.yaml"],
+        "souping.conf": ["*.yaml", "**/*.yaml", "*.json"],
         "souping": ["py.typed"],
         "souping.checkpoints": ["rules/*.json"],
         "souping.report": ["*.css"],

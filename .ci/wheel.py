@@ -15,6 +15,7 @@ from pathlib import Path
 NEEDED = (
     "souping/conf/config.yaml",
     "souping/conf/experiment/bfcl.yaml",
+    "souping/conf/settings.schema.json",
     "souping/evaluate/bfcl/runner.py",
     "souping/evaluate/bfcl/requirements/minimal.txt",
     "souping/demo/items.jsonl",
@@ -31,6 +32,7 @@ FLORES = (
 )
 COMMANDS = (
     ("--help",),
+    ("help", "--schema"),
     ("+experiment=bfcl", "--cfg", "job", "--resolve"),
     ("plan", "+experiment=bfcl"),
     ("+experiment=bfcl_8b", "stop_after=select"),

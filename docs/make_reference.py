@@ -1,8 +1,10 @@
-"""Write docs/reference.md and docs/reference-files.md: `python docs/make_reference.py`.
+"""Write docs/reference.md, docs/reference-files.md and the JSON schema of settings files, conf/settings.schema.json:
+`python docs/make_reference.py`.
 
 Commands come from `souping.cli.commands`, groups, choices, keys and remarks from `conf/`, root keys from the
 configuration's dataclass, Python names from `souping.__all__`, the keys of report.json and compare.json from the fields
-of their classes and the texts below them, and other meanings from `docs/reference.yaml`. A test compares the pages.
+of their classes and the texts below them, and other meanings from `docs/reference.yaml`. Types in the schema are the
+annotations of the components. A test compares the files.
 """
 
 from __future__ import annotations
@@ -11,26 +13,30 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from hydra.utils import get_object
 
 import souping
 from souping.cli.commands import COMMANDS
-from souping.cli.config import Config
+from souping.cli.config import CHOICES, GROUPS, SETTABLE, Config, RunKeys
 from souping.comparison.result import CompareResult, Flip, RowVerdict
+from souping.core.fields import Bounds, Form, hints_of
+from souping.core.types import JsonObject
 from souping.report.content import Report
 from souping.statistics.comparison import VarianceParts
 
 DOCS = Path(__file__).resolve().parent
 CONF = DOCS.parent / "conf"
+SCHEMA = CONF / "settings.schema.json"
 LINE = re.compile(r"^(\w+): *(.*?)(?: *(?:^|(?<=\s))# *(.*))?$")
 SCALARS = (
     "name",
@@ -223,6 +229,167 @@ def schema() -> Iterator[str]:
     yield from table(("key", "meaning"), rows)
 
 
+# JSON schema of settings files
+
+JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null"}
+REFERENCE = {"$ref": "#/definitions/interpolation"}
+"""A text with `${name}`, which stands for the value of another key."""
+UNCHECKED_KEYS = {
+    "upload": str | Mapping[str, str | bool] | None,
+    "expected": Mapping[str, float | Mapping[str, float]] | None,
+    "guard": float | Mapping[str, float | str] | None,
+}
+"""Annotations of root keys whose readers check them."""
+LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+
+
+def typed(hint: Any) -> JsonObject:
+    """The JSON schema of an annotation. A `${name}` fits all of them."""
+    kind = get_origin(hint)
+    arguments = get_args(hint)
+    if hint is str:
+        return {"type": "string"}
+    if kind in (Union, UnionType):
+        return {"anyOf": list(map(typed, arguments))}
+    if kind is Annotated:
+        return or_reference(JSON_TYPES[arguments[0]], *arguments[1:])
+    if hint in JSON_TYPES:
+        return or_reference(JSON_TYPES[hint])
+    if kind is Literal:
+        return {"anyOf": [{"enum": list(arguments)}, REFERENCE]}
+    if kind in (list, tuple, Sequence):
+        return {"anyOf": [{"type": "array", "items": typed(arguments[0])}, REFERENCE]}
+    if kind in (dict, Mapping):
+        content = {"type": "object", "additionalProperties": typed(arguments[1])}
+        return {"anyOf": [content, REFERENCE]}
+    assert hint is Any, hint
+    return {}
+
+
+def or_reference(kind: str, *bounds: Any) -> JsonObject:
+    """The schema of a plain value within bounds."""
+    schema: JsonObject = {"type": kind}
+    for bound in bounds:
+        if isinstance(bound, Bounds):
+            limits = ((word, getattr(bound, side)) for side, word in LIMITS.items())
+            schema |= {word: limit for word, limit in limits if limit is not None}
+        # Editors know \w in ASCII only, and no flags.
+        elif isinstance(bound, Form) and not re.search(r"\\w|\(\?s\)", bound.pattern):
+            schema |= {
+                "pattern": f"^(?:{bound.pattern})$",
+                "patternErrorMessage": f"must be {bound.words}",
+            }
+    return {"anyOf": [schema, REFERENCE]}
+
+
+def choice_keys(folder: str) -> dict[str, JsonObject]:
+    """{key: schema} of a group: its choices, and each key of theirs."""
+    files = sorted((CONF / folder).glob("*.yaml"))
+    chosen: JsonObject = {
+        "enum": [path.stem for path in files],
+        "enumDescriptions": [choice(path)[0] for path in files],
+    }
+    if folder == "analysis":
+        chosen = {"type": "array", "items": chosen}
+    # {key: [(choice, default, remark, annotation)]}
+    rows: dict[str, list[tuple[str, str, str, Any]]] = {}
+    for path in files:
+        _, place, keys = choice(path)
+        target = re.search(r"_target_: (\S+)", path.read_text(encoding="utf-8"))
+        assert target, path
+        hints = hints_of(get_object(target[1]))
+        for key, (default, remark) in keys.items():
+            row = (path.stem, default, remark, hints[key])
+            rows.setdefault(f"{place}.{key}", []).append(row)
+    schemas = {folder: chosen}
+    for key, of_choices in rows.items():
+        schemas[key] = merged(of_choices, of_all=len(of_choices) == len(files))
+    return schemas
+
+
+def merged(rows: Sequence[tuple[str, str, str, Any]], of_all: bool) -> JsonObject:
+    """The schema of a key that choices have: (choice, default, remark, annotation) of each."""
+    options = list[JsonObject]()
+    for option in chain.from_iterable(flat(typed(hint)) for *_, hint in rows):
+        if option not in options:
+            options.append(option)
+    remarks = dict[str, list[str]]()
+    for name, _, remark, _ in rows:
+        remarks.setdefault(remark, []).append(name)
+    texts = [f"{text} ({', '.join(names)})" for text, names in remarks.items()]
+    if of_all and len(remarks) == 1:
+        texts = list(remarks)
+    schema: JsonObject = {"description": "; ".join(texts), "anyOf": options}
+    defaults = {default for _, default, _, _ in rows}
+    if len(defaults) == 1 and not re.search(r"\?\?\?|\$\{", *defaults):
+        schema["default"] = yaml.safe_load(*defaults)
+    return schema
+
+
+def flat(schema: JsonObject) -> Iterator[JsonObject]:
+    """The options of a schema, without options of options."""
+    if "anyOf" not in schema:
+        yield schema
+        return
+    for option in schema["anyOf"]:
+        yield from flat(option)
+
+
+def mapping(keys: Mapping[str, JsonObject], above: str = "") -> JsonObject:
+    """The schema of settings whose keys are nested or dotted: `keys` that begin with `above`, without it."""
+    properties: dict[str, Any] = {}
+    patterns: dict[str, Any] = {}
+    names = [key.removeprefix(above) for key in keys if key.startswith(above)]
+    for name in dict.fromkeys(each.partition(".")[0] for each in names):
+        key = f"{above}{name}"
+        options: list[JsonObject] = []
+        if key in keys:
+            options.append({"$ref": f"#/definitions/{key}"})
+            tables = [option for option in flat(keys[key]) if option.get("type") == "object"]
+            # Keys of a value that is a mapping: `guard.safety`. Without a type, it may be one.
+            if tables or {} in flat(keys[key]):
+                patterns[rf"^{name}\."] = {}
+            for table in tables:
+                patterns[rf"^{name}\."] = table["additionalProperties"]
+        if any(each.startswith(f"{key}.") for each in keys):
+            inner = mapping(keys, f"{key}.")
+            options.append(inner)
+            properties |= {f"{name}.{each}": part for each, part in inner["properties"].items()}
+            for pattern, part in inner["patternProperties"].items():
+                patterns[rf"^{name}\.{pattern[1:]}"] = part
+        properties[name] = options[0] if len(options) == 1 else {"anyOf": options}
+    return {
+        "type": "object",
+        "properties": properties,
+        "patternProperties": patterns,
+        "additionalProperties": False,
+    }
+
+
+def settings_schema() -> str:
+    """conf/settings.schema.json, in the draft that editors read best."""
+    known = yaml.safe_load((DOCS / "reference.yaml").read_text(encoding="utf-8"))
+    hints = {**hints_of(RunKeys), **CHOICES, **UNCHECKED_KEYS}
+    keys = dict[str, JsonObject]()
+    for key in SETTABLE:
+        if key in (*GROUPS, "analysis"):
+            keys |= choice_keys(key)
+        else:
+            keys[key] = {
+                "description": known["root"][key],
+                "anyOf": list(flat(typed(hints[key]))),
+            }
+    schema = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Settings of souping (souping FILE.yaml)",
+        **mapping(keys),
+        "definitions": {"interpolation": {"type": "string", "pattern": r"\$\{"}, **keys},
+    }
+    experiments = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
+    schema["properties"] = {"+experiment": {"enum": experiments}, **schema["properties"]}
+    return json.dumps(schema, indent=1) + "\n"
+
+
 def page() -> str:
     """docs/reference.md"""
     known = yaml.safe_load((DOCS / "reference.yaml").read_text(encoding="utf-8"))
@@ -248,3 +415,4 @@ def files_page() -> str:
 if __name__ == "__main__":
     (DOCS / "reference.md").write_text(page(), encoding="utf-8")
     (DOCS / "reference-files.md").write_text(files_page(), encoding="utf-8")
+    SCHEMA.write_text(settings_schema(), encoding="utf-8")

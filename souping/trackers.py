@@ -34,7 +34,15 @@ from souping.core.types import Json, JsonObject, Missing, Trial
 if TYPE_CHECKING:
     from souping.report.content import Report
 
-FILES = ("report.json", "report.md", "report.html", "selection.json", "trials.csv", "recipe.json")
+FILES = (
+    "report.json",
+    "report.md",
+    "report.html",
+    "router.json",
+    "selection.json",
+    "trials.csv",
+    "recipe.json",
+)
 SOUP = ("recipe.json", "README.md")
 """Files of the artifact, if the run wrote them: `FILES` from its directory, `SOUP` from its soup's. Plots are added."""
 TIMEOUT = 10.0

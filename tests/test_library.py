@@ -91,6 +91,12 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     assert done.report.selection is not None
     assert done.report.selection.ingredients == tuple(pool)
     assert as_json(done.report.to_json()) == (done.out / "report.json").read_text()
+    assert done.router is not None
+    assert done.report.router is not None
+    assert as_json(done.router) == (done.out / "router.json").read_text()
+    assert {
+        name: route.model for name, route in done.router.routes.items()
+    } == done.report.router.routes
     assert repr(done.report) == f"Report({done.verdict.sentence})"
     shown = done.report._repr_html_()
     assert "<table" in shown

@@ -1,4 +1,4 @@
-"""Make the base, the tasks and the fine-tunes of `+experiment=smollm_tools`: `python -m examples.smollm`.
+"""Make the base, the tasks and the fine-tunes of examples/smollm/run.yaml: `python -m examples.smollm`.
 
 Each part is written completely or not at all. You can stop the command at any time; run it again to make what is
 missing.

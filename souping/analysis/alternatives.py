@@ -43,7 +43,8 @@ def best_by_category(
             means = choosing[:, in_category].mean(axis=1)
         else:
             means = choosing.mean(axis=1)
-        routes[category] = ingredients[int(means.argmax())]
+        # Sums in another order differ in the last digits; of equal ingredients, the first counts.
+        routes[category] = ingredients[int(means.round(12).argmax())]
     return routes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,9 @@ def answered(words: Sequence[str]) -> bool:
     # No help was requested, or not all of the words are names.
     elif len(names) == len(words) or not all(re.fullmatch(r"\w+(=\w+)?", name) for name in names):
         return False
-    if not names:
+    if names == ["--schema"]:
+        print(settings_schema())
+    elif not names:
         print(overview())
     else:
         print(safe("\n".join(chain.from_iterable(map(keys, names)))))
@@ -81,6 +84,19 @@ def overview() -> str:
     )
     lines = "\n".join(f"{name}: {', '.join(choices(name))}" for name in groups())
     return text.replace("$APP_CONFIG_GROUPS", lines).rstrip()
+
+
+def settings_schema() -> str:
+    """The JSON schema of settings files, which accepts what installed packages bring too."""
+    schema = json.loads((conf_folder() / "settings.schema.json").read_text(encoding="utf-8"))
+    for group in groups():
+        if not installed_choices(group):
+            continue
+        # Their keys are not known without an import.
+        key = f"{'+' * (group == 'experiment')}{group}"
+        schema["properties"][key] = {"anyOf": [schema["properties"][key], {}]}
+        schema["patternProperties"][rf"^{group}\."] = {}
+    return json.dumps(schema, indent=1)
 
 
 def keys(name: str) -> Iterator[str]:

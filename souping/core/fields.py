@@ -375,18 +375,26 @@ def _bound(bound: Bounds) -> str:
     return " and ".join(f"{word} {limit}" for word, limit in sides.items() if limit is not None)
 
 
+LARGEST_WEIGHTS = 1000
+"""Sum of weights without their signs, at most: fp32 then keeps a soup to 1e-4 of its ingredients."""
+
+
 def check_weights(weights: Sequence[float], where: str = "optimiser.weights") -> Weights:
-    """Weights given by hand, as floats.
+    """Weights given by hand, as floats; below 0 or above 1 they extrapolate.
 
     Raises:
-        UserError: a weight is negative or not finite, or they do not sum to one within 1e-5.
+        UserError: a weight is not finite, they do not sum to one within 1e-5, or they are too large for sums in fp32.
     """
     values = tuple(float(w) for w in weights)
-    if not values or not all(map(math.isfinite, values)) or min(values) < 0:
-        raise UserError(f"{where}={list(values)} must be finite and not negative")
+    if not values or not all(map(math.isfinite, values)):
+        raise UserError(f"{where}={list(values)} must be finite numbers")
+    if sum(map(abs, values)) > LARGEST_WEIGHTS:
+        raise UserError(
+            f"{where}={list(values)}: without their signs, weights must sum to at most {LARGEST_WEIGHTS}"
+        )
     if abs(sum(values) - 1) > TOLERANCE:
         hint = "one must be above 0"
-        if sum(values):
+        if abs(sum(values)) > TOLERANCE:
             scaled = ",".join(f"{value / sum(values):.6g}" for value in values)
             hint = f"give {where}='[{scaled}]'"
         raise UserError(f"{where}={list(values)} sums to {sum(values):.6g}, not 1: {hint}")

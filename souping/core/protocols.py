@@ -194,6 +194,11 @@ class Optimiser(ABC):
         return None
 
     @property
+    def extrapolates(self) -> bool:
+        """Whether it gives weights below 0, which only a merge takes."""
+        return False
+
+    @property
     def uses_singles(self) -> bool:
         """Whether the search needs the scores of the single ingredients before it starts."""
         return False

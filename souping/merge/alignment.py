@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
@@ -20,7 +20,7 @@ from souping.checkpoints.folder import SINGLE
 from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import check_weights
 from souping.core.text import listed
-from souping.core.types import Recipe, UserError, Weights
+from souping.core.types import TOLERANCE, Recipe, UserError, Weights
 from souping.merge.methods import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
@@ -345,14 +345,18 @@ class WeightedLayout:
         )
 
 
-def _total(weights: Iterable[float]) -> float:
+def _total(weights: Collection[float]) -> float:
     """The sum of the weights of the models that have a row, to divide by (UserError: the sum is zero)."""
-    total = sum(weights)
-    if not total:
+    if _cancel(weights):
         raise UserError(
             "weights of the models that have a row sum to zero: vocabularies that differ need others"
         )
-    return total
+    return sum(weights)
+
+
+def _cancel(weights: Collection[float]) -> bool:
+    """Whether weights sum to zero but for their rounding: nothing can be divided by their sum."""
+    return abs(sum(weights)) <= TOLERANCE * sum(map(abs, weights))
 
 
 def _at(sources: Sequence[Source], used: Sequence[int], elements: int) -> tuple[Source, ...]:
@@ -420,10 +424,10 @@ def _token(token: str) -> str:
 def check_tensor_weights(
     tensor_weights: Mapping[str, Sequence[float]],
 ) -> tuple[tuple[str, Weights], ...]:
-    """(pattern, weights) pairs in the written order; each list is a point of the simplex.
+    """(pattern, weights) pairs in the written order.
 
     Raises:
-        UserError: an empty pattern or range, or weights that are negative or do not sum to one.
+        UserError: an empty pattern or range, or weights that do not sum to one.
     """
     pairs = []
     for pattern, values in tensor_weights.items():
@@ -445,7 +449,7 @@ def fitted(
     """[pattern, weights of the ingredients `used`] pairs of lists that are in the order of `pool`.
 
     A list, because the order of patterns decides, and a recipe's hash sorts the keys of a mapping. A soup of a part of
-    the pool takes the weights of that part, scaled to sum to one. If these are all 0, the pattern is left out.
+    the pool takes the weights of that part, scaled to sum to one. If these sum to 0, the pattern is left out.
 
     Raises:
         UserError: a list has another length than the pool.
@@ -457,9 +461,9 @@ def fitted(
                 f"merge.tensor_weights.{pattern} has {len(values)} weights for {len(pool)} candidates"
             )
         weights = [values[pool.index(name)] for name in used]
-        total = sum(weights)
-        if not total:
+        if _cancel(weights):
             continue
+        total = sum(weights)
         if len(weights) < len(pool):
             weights = [weight / total for weight in weights]
         pairs.append([pattern, weights])

@@ -27,6 +27,7 @@ from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.backend import MergeBackend
 from souping.merge.local import open_pool
 from souping.merge.mergekit_yaml import document_of, dump
+from souping.merge.methods import check_interpolates
 from souping.merge.plan import Ingredient, MergePlan, check_ingredients
 from souping.merge.soup_files import RECIPE, generation_config, soup_files, write_soup_files
 from souping.merge.writer import write_checkpoint
@@ -40,6 +41,8 @@ BASED = (
     "model_stock", "sce", "slerp", "nearswap", "arcee_fusion", "ram", "ramplus_tl",
 )  # fmt: skip
 """Methods of mergekit that refuse a configuration without a base model."""
+SIGNED = ("linear", "task_arithmetic", "dare_linear", "della_linear", "breadcrumbs")
+"""Methods of mergekit that are sums, so that weights may be below 0. Others interpolate, or elect signs by weight."""
 STOCHASTIC = ("dare_ties", "dare_linear", "della", "della_linear", "arcee_fusion")
 """Methods of mergekit that draw random numbers: their recipes hold the seed."""
 FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4"}
@@ -113,6 +116,8 @@ class MergekitMerge(MergeBackend):
         """The YAML of a recipe (a single ingredient is planned as a copy, without mergekit)."""
         if recipe.settings.get("by") != self.by:
             return models.plan(recipe, nonfinite=self.nonfinite)
+        if recipe.method not in SIGNED:
+            check_interpolates(recipe.method, recipe.weights)
         used = {name: models.checkpoints[name] for name in recipe.ingredients}
         if models.base is not None:
             used["the base"] = models.base

@@ -295,9 +295,15 @@ def check_method(name: str, weights: Weights) -> None:
             f"merge.method={name} needs {number} ingredients with a weight above zero, there are {count}"
         )
     # The methods with coefficients divide by the sum of the weights.
-    if method.coefficients is not None and (min(weights) < 0 or not sum(weights)):
+    if method.coefficients is not None:
+        check_interpolates(name, weights)
+
+
+def check_interpolates(name: str, weights: Weights) -> None:
+    """Refuse weights below 0 for a method between its ingredients (UserError)."""
+    if min(weights) < 0:
         raise UserError(
-            f"merge.method={name} needs weights that are not negative, not {list(weights)}"
+            f"merge.method={name} takes no weights below 0 or above 1, as {list(weights)}: use merge.method=linear"
         )
 
 

@@ -484,6 +484,32 @@ class Router:
 
 
 @frozen
+class Route:
+    """Candidate that answers a category."""
+
+    model: str
+    """name of the candidate"""
+    fingerprint: str
+    """digest of its weights, config and tokenizer, as in `recipe.json`"""
+    score: MaybeFloat
+    """its score in the category on the select split; `null` if scores were published or the split lacks the category"""
+    n: MaybeInt
+    """items of this score"""
+
+
+@frozen
+class RouterFile:
+    """router.json"""
+
+    routes: Mapping[str, Route]
+    """{category: candidate that answers it}"""
+    dry_run: MaybeInt = None
+    """in a dry run, its `dry_run`: the most items of a category and split"""
+    unit: Unit = POINTS
+    """unit of the scores"""
+
+
+@frozen
 class UpperBound:
     """The best answer of all ingredients to each item."""
 

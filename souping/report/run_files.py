@@ -38,6 +38,7 @@ from souping.report.content import (
     SCHEMA,
     CorrelationTable,
     Report,
+    RouterFile,
     SearchSummary,
     SelectionFile,
     SelectionSummary,
@@ -94,7 +95,7 @@ def draw(report: Report, trials: Sequence[TrialRow]) -> list[Drawing]:
     return [picture for picture in pictures if picture is not None]
 
 
-def as_json(value: Json | Report | SelectionFile) -> str:
+def as_json(value: Json | Report | RouterFile | SelectionFile) -> str:
     """JSON with sorted keys; floats round-trip, NaN and infinities become null, numpy values plain ones."""
     return json.dumps(to_json(value), sort_keys=True, indent=2, allow_nan=False) + "\n"
 

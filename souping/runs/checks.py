@@ -225,7 +225,12 @@ def _check_selector(settings: RunSettings, names: Sequence[str], categories: Seq
 
 
 def _check_search(settings: RunSettings, names: Names) -> None:
-    """Refuse a search that has no point, or not the right number of weights."""
+    """Refuse a search that has no point, or not the right number of weights, or weights below 0."""
+    if settings.optimiser.extrapolates:
+        raise UserError(
+            "optimiser.weights has a weight below 0, which a run does not take: write the soup with `souping merge`, "
+            "and add it to pool.candidates"
+        )
 
     def check(ingredients: Names) -> None:
         optimiser = settings.optimiser

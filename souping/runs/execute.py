@@ -13,7 +13,7 @@ from souping.core.text import safe
 from souping.core.types import LateError, Trial, UserError, frozen
 from souping.report.analysis_results import analysis_sections
 from souping.report.cells import nonempty
-from souping.report.content import Report
+from souping.report.content import Report, RouterFile
 from souping.report.render import output_console, show_sheet
 from souping.report.report_page import also_table, report_table
 from souping.runs.settings import RunSettings
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @frozen
 class RunOutcome:
     """What came of a run: the report as far as the run went, the trials of its search, the winner's `objective` in the
-    evaluator's unit, None if nothing was searched, and the points of its front.
+    evaluator's unit, None if nothing was searched, the points of its front, and the `router`, None without a test.
 
     A run that is `waiting` for soups has nothing else yet.
     """
@@ -40,6 +40,7 @@ class RunOutcome:
     trials: tuple[Trial, ...] = ()
     objective: float | None = None
     front: tuple[FrontPoint, ...] = ()
+    router: RouterFile | None = None
 
 
 def execute(settings: RunSettings) -> RunOutcome:
@@ -180,18 +181,20 @@ def _select_from_table(settings: RunSettings) -> Report:
 
 def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     """Write the trials and the report of a run, and put its numbers on the soup's card."""
-    from souping.report.run_files import trial_rows, write_report, write_trials
-    from souping.runs.run_report import replace_card
+    from souping.report.run_files import as_json, trial_rows, write_report, write_trials
+    from souping.runs.run_report import replace_card, router_file
 
     run_dir = run.settings.run_dir
     winner = state.searched.winner
     trials = trial_rows(run.unit, winner.trials, state.searched.selected.selection)
     write_trials(trials, report, run_dir / "trials.csv")
     write_report(report, trials, run_dir)
+    router = router_file(run, state)
+    write_atomically(run_dir / "router.json", as_json(router).encode())
     soup = state.frozen.soup_folder
     if soup is not None and soup.is_dir():
         replace_card(soup, state.frozen.card, report, run.pool.merge_pool.base_repo)
-    return _outcome(run, state.searched, report)
+    return replace(_outcome(run, state.searched, report), router=router)
 
 
 def _outcome(run: Run, searched: Searched, report: Report) -> RunOutcome:

@@ -43,7 +43,7 @@ from souping.logs.log_scores import LogScores
 from souping.merge.backend import MergeBackend
 from souping.merge.local import LocalMerge
 from souping.report.cells import Section
-from souping.report.content import Report, VerdictSummary
+from souping.report.content import Report, RouterFile, VerdictSummary
 from souping.report.progress import EARLY, logged, say
 from souping.report.render import section_html
 from souping.report.sections import headline, kicker, losses
@@ -89,7 +89,8 @@ class RunResult:
     """Outcome of a run. `report` is what report.json says, as far as the run went; `trials` are the soups it tried.
 
     Scores are those of report.json. `soup` is the winner's folder, None if none was written. `front` has the points
-    that no other beats in all goals of `pareto`: weights, and each goal's mean with its band.
+    that no other beats in all goals of `pareto`: weights, and each goal's mean with its band. `router` is router.json,
+    None if the run ended before its test.
     """
 
     out: Path
@@ -97,6 +98,7 @@ class RunResult:
     trials: tuple[RunTrial, ...]
     soup: Path | None
     front: tuple[FrontPoint, ...] = ()
+    router: RouterFile | None = None
 
     @property
     def verdict(self) -> VerdictSummary:
@@ -215,7 +217,7 @@ def _perform(settings: RunSettings) -> RunResult:
     soup = written_soup(settings, outcome.report)
     report = read(RunReport, to_json(outcome.report))
     report = replace(report, analyses=outcome.report.analyses)
-    return RunResult(settings.run_dir, report, tuple(trials), soup, outcome.front)
+    return RunResult(settings.run_dir, report, tuple(trials), soup, outcome.front, outcome.router)
 
 
 @errors_told()
@@ -229,7 +231,8 @@ def soup(
 ) -> Path:
     """Write the weighted average of checkpoints as a complete folder; returns `out`.
 
-    `weights` has one weight per candidate, in order, or is {name: weight}; without it all are equal.
+    `weights` has one weight per candidate, in order, or is {name: weight}; without it all are equal. They sum to 1;
+    those below 0 or above 1 extrapolate.
 
     Raises:
         UserError: the candidates do not fit each other, or `out` is there already.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from souping.analysis.alternatives import best_by_category
 from souping.analysis.guards import GUARDS, GuardsResult
 from souping.analysis.stability import stability
 from souping.answers.evaluation import Evaluation
@@ -14,6 +15,7 @@ from souping.core.files import write_atomically
 from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
+from souping.core.unit import Unit
 from souping.evaluate.benchmark import Splits
 from souping.merge.soup_files import CARD
 from souping.report import sections, tables
@@ -23,6 +25,8 @@ from souping.report.content import (
     BenchmarkLabel,
     ObjectiveSummary,
     Report,
+    Route,
+    RouterFile,
     RunCost,
     SearchUse,
     SplitSizes,
@@ -112,6 +116,44 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
     if guards := _guards(steps, state):
         analyses[GUARDS] = guards
     return replace(read(Report, to_json(report)), analyses=analyses)
+
+
+def router_file(steps: Steps, state: Reported) -> RouterFile:
+    """The routes of the report's router, with those of categories that the test split lacks."""
+    selected = state.searched.selected
+    # Only plans and finished runs lack them.
+    assert selected.scores is not None
+    ingredients = selected.selection.ingredients
+    routes = best_by_category(ingredients, selected.scores, steps.categories)
+    routes |= state.frozen.choices.routes
+    fingerprints = {model.name: model.fingerprint for model in steps.pool.candidates}
+    unit = steps.settings.evaluator.unit
+    return RouterFile(
+        routes=with_scores(routes, selected.scores, fingerprints, unit),
+        dry_run=steps.settings.dry_run,
+        unit=unit,
+    )
+
+
+def with_scores(
+    routes: Mapping[str, str], scores: ScoreMatrix, fingerprints: Mapping[str, str], unit: Unit
+) -> dict[str, Route]:
+    """Routes {category: candidate} with the candidates' fingerprints and scores.
+
+    `scores` are those on the select split. Published ones have no items, and are left out.
+    """
+    measured = {name: of_items.by_category() for name, of_items in (scores.items or {}).items()}
+    table = {}
+    for category, name in routes.items():
+        score: float | None = None
+        n: int | None = None
+        # The select split may lack a category too.
+        if category in measured.get(name, {}):
+            values = measured[name][category]
+            score = unit.raw(float(values.mean()))
+            n = len(values)
+        table[category] = Route(model=name, fingerprint=fingerprints[name], score=score, n=n)
+    return table
 
 
 def _guards(steps: Steps, state: Reported) -> GuardsResult | None:

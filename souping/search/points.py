@@ -222,12 +222,19 @@ class Uniform(ListedOptimiser):
 
 @component
 class Fixed(Optimiser):
-    """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order."""
+    """Weights given by hand: one for each candidate of the pool or for each ingredient, in the pool's order.
+
+    A merge also takes weights below 0 or above 1, which extrapolate.
+    """
 
     weights: list[float]
 
     def __post_init__(self) -> None:
         check_weights(self.weights)
+
+    @property
+    def extrapolates(self) -> bool:
+        return min(self.weights) < 0
 
     def start(self, space: SearchSpace, seed: int) -> ListSearch:
         """One point.

@@ -348,7 +348,7 @@ def read_recipe(path: Path) -> tuple[Recipe, JsonObject]:
     if len(lengths) != 1 or not 0 < min(lengths) <= MOST_INGREDIENTS or not any(table["weights"]):
         raise UserError(
             f"{where}: ingredients (each once), fingerprints and weights must be lists of one length, from 1 to "
-            f"{MOST_INGREDIENTS}, and one weight at least above zero"
+            f"{MOST_INGREDIENTS}, and one weight at least not zero"
         )
     settings = table["settings"]
     # Another backend checks its settings itself.

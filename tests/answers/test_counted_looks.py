@@ -514,6 +514,9 @@ def test_a_repeated_claim_meets_the_other_models_of_its_first_report(
         assert repeated["rows"] == first["rows"]
         assert repeated["verdict"] == first["verdict"]
         assert repeated["router"] == first["router"]
+        last = len([*runs.place.glob("runs/*")]) - 1
+        served = json.loads((runs.place / f"runs/{last}/router.json").read_text())["routes"]
+        assert {name: route["model"] for name, route in served.items()} == first["router"]["routes"]
         assert any("was tested before" in warning for warning in repeated["warnings"])
         # A store whose looks have no such row yet takes today's.
         runs.rows("DELETE FROM choices")

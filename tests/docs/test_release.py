@@ -39,13 +39,26 @@ def test_the_version_is_the_same_everywhere_and_a_tag_with_another_one_is_refuse
 
 def test_every_workflow_runs_the_script_of_ci() -> None:
     paths = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-    assert [path.name for path in paths] == ["ci.yml", "release.yml"]
+    assert [path.name for path in paths] == ["ci.yml", "docs.yml", "release.yml"]
     for path in paths:
+        if path.name == "docs.yml":
+            continue
         workflow = yaml.safe_load(path.read_text(encoding="utf-8"))
         commands = list[str]()
         for job in workflow["jobs"].values():
             commands += [step.get("run", "") for step in job["steps"]]
         assert "bash .ci/run" in commands, path.name
+
+
+def test_the_site_has_every_page_of_the_docs() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = re.findall(r"[\w./-]+\.md", str(site["nav"]))
+    assert len(named) == len(set(named))
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")]
+    assert set(pages) <= set(named)
+    # The hook makes this one.
+    named.remove("python.md")
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_what_setup_py_has_is_dynamic_in_pyproject() -> None:

@@ -72,9 +72,7 @@ def test_the_example_runs_small_from_selection_to_report(
     """In a folder as `python -m examples.smollm --out outputs/smollm` leaves it, with tiny models."""
     pytest.importorskip("lm_eval")
     command = [
-        "--config-dir",
-        str(ROOT / "examples" / "smollm"),
-        "+experiment=smollm_tools",
+        str(ROOT / "examples" / "smollm" / "run.yaml"),
         "optimiser=grid",
     ]
     assert "max_trials: 12" in souping(*command, "--cfg", "job", "--package", "optimiser").out

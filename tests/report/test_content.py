@@ -20,6 +20,7 @@ from souping.core.unit import BITS_PER_BYTE, POINTS, Estimate, Unit
 from souping.report.analysis_results import UserResult, read_content
 from souping.report.content import (
     Report,
+    RouterFile,
     RowDifference,
     ScoreInterval,
     SearchUse,
@@ -98,8 +99,8 @@ def without_empty(value: Any) -> Any:
 
 def test_every_key_that_the_types_know_is_written_as_it_was_read() -> None:
     assert as_json(to_json(read(Report, whole()))) == as_json(whole())
-    for kind in (SelectionFile, TrialRow):
-        table = example(kind) | ({"unit": asdict(POINTS)} if kind is SelectionFile else {})
+    for kind in (RouterFile, SelectionFile, TrialRow):
+        table = example(kind) | ({} if kind is TrialRow else {"unit": asdict(POINTS)})
         assert to_json(read(kind, table)) == table
 
 
@@ -121,7 +122,8 @@ def test_no_number_of_a_part_of_a_report_is_lost(stop: str, ingredients: int) ->
 @pytest.mark.slow
 def test_the_files_of_a_run_are_written_as_they_were_read(finished: Path, tmp_path: Path) -> None:
     run = finished / "run"
-    for name, kind in (("report.json", Report), ("selection.json", SelectionFile)):
+    kinds = {"report.json": Report, "router.json": RouterFile, "selection.json": SelectionFile}
+    for name, kind in kinds.items():
         path = run / name
         assert as_json(to_json(read(kind, json.loads(path.read_text())))) == path.read_text()
     trials = read_trials(run / "trials.csv")

@@ -15,19 +15,22 @@ import pytest
 from rich.console import Console
 
 from souping.analysis.alternatives import RoutedAnswers, best_by_category, routed
+from souping.checkpoints.fingerprints import fingerprint
 from souping.core.protocols import Objective
-from souping.core.reading import to_json
+from souping.core.reading import read, to_json
 from souping.core.scores import Mean, WorstCategory
 from souping.core.types import ItemScores, ScoreMatrix
 from souping.core.unit import POINTS
 from souping.report.analysis_results import read_content
-from souping.report.content import Report
+from souping.report.content import Report, RouterFile
 from souping.report.format import escape_markdown
 from souping.report.plots import forest
 from souping.report.report_page import markdown, report_table
+from souping.report.run_files import as_json
 from souping.report.sections import losses, report_findings, summary
 from souping.report.tables import compared, shown_models, summary_table
 from souping.runs.evidence import ContenderScores, VerdictTerms, gather_evidence
+from souping.runs.run_report import with_scores
 from souping.runs.state import Contender
 from souping.statistics.corrections import holm
 from tests.conftest import Cli, make_items, pool_of, recipe, report_of
@@ -280,11 +283,83 @@ def test_the_router_is_better_in_the_worst_category_if_it_is_better_in_all() -> 
     assert told(mixed) == []
 
 
+# ------------------------------------------------------------ router.json
+
+FINGERPRINTS = {"a": "f-a", "b": "f-b"}
+
+
+def file_of(
+    scores: ScoreMatrix, categories: Sequence[str], fingerprints: Mapping[str, str] = FINGERPRINTS
+) -> dict[str, Any]:
+    """The `routes` of router.json as a reader of the file gets them."""
+    routes = best_by_category([*fingerprints], scores, categories)
+    made = RouterFile(routes=with_scores(routes, scores, fingerprints, POINTS))
+    text = as_json(made)
+    assert text.isascii()
+    assert read(RouterFile, json.loads(text)) == made
+    found: dict[str, Any] = json.loads(text)["routes"]
+    return found
+
+
+def measured(**scores: ItemScores) -> ScoreMatrix:
+    return ScoreMatrix.from_items(scores)
+
+
+def test_a_route_has_its_model_with_fingerprint_score_and_number_of_items() -> None:
+    assert file_of(measured(**EXPERTS), ["w", "x"]) == {
+        "w": {"model": "a", "fingerprint": "f-a", "score": 0.9, "n": 150},
+        "x": {"model": "b", "fingerprint": "f-b", "score": 0.9, "n": 150},
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["", "two words", 'a "quoted" one', "../x", "line\nend", "\u00fc \U0001f372", "{w}: #"]
+)
+def test_names_of_models_and_categories_may_be_odd(name: str) -> None:
+    items = tuple(replace(item, category=name) for item in ITEMS)
+    scores = {"plain": replace(EXPERTS["b"], items=items), f"{name} ": right(w=1, x=1)}
+    scores[f"{name} "] = replace(scores[f"{name} "], items=items)
+    found = file_of(measured(**scores), [name], {"plain": "f", f"{name} ": "g"})
+    assert found == {name: {"model": f"{name} ", "fingerprint": "g", "score": 1.0, "n": 300}}
+
+
+def test_one_category_has_one_route() -> None:
+    items = make_items(30, ("all",))
+    values = np.arange(30) % 3 == 0
+    scores = ItemScores(items=tuple(items), values=values * 1.0)
+    found = file_of(measured(a=scores, b=scores), ["all", "all"])
+    assert found["all"].keys() == {"model", "fingerprint", "score", "n"}
+    assert (found["all"]["score"], found["all"]["n"]) == (pytest.approx(10 / 30), 30)
+
+
+def test_of_equal_models_the_first_answers_whatever_order_its_points_were_added_in() -> None:
+    items = tuple(make_items(3, ("w",)))
+    points = np.array([0.1, 0.2, 0.3])
+    backwards = np.array([0.3, 0.2, 0.1])
+    # In this order, the sum is larger by its last digit.
+    assert points.mean() > backwards.mean()
+    first = ItemScores(items=items, values=backwards)
+    second = ItemScores(items=items, values=points)
+    assert file_of(measured(a=first, b=second), ["w"])["w"]["model"] == "a"
+
+
+def test_a_missing_answer_is_a_wrong_one_of_the_items_that_count() -> None:
+    lost = np.array([item.category == "w" for item in ITEMS]) * 1.0
+    silent = replace(right(x=0.2), unanswered=lost)
+    found = file_of(measured(a=silent, b=right(x=0.1)), ["w", "x"])
+    assert found["w"] == {"model": "a", "fingerprint": "f-a", "score": 0.0, "n": 150}
+
+
+def test_a_category_without_items_on_the_select_split_has_a_route_and_no_score() -> None:
+    route_of_y = file_of(measured(**EXPERTS), ["w", "y"])["y"]
+    assert route_of_y == {"model": "a", "fingerprint": "f-a", "score": None, "n": None}
+
+
 # ------------------------------------------------------------ whole runs
 
 
 def test_a_run_has_the_router_in_its_report_samples_and_on_the_terminal(
-    finished_copy: Path, souping: Cli, tmp_path: Path
+    finished_copy: Path, family: Path, souping: Cli, tmp_path: Path
 ) -> None:
     found = report_of(finished_copy)
     (row,) = [row for row in found["rows"] if row["kind"] == "router"]
@@ -300,6 +375,16 @@ def test_a_run_has_the_router_in_its_report_samples_and_on_the_terminal(
         assert line["models"][row["name"]] == line["models"][route]
     said = souping("show", "run", "--models", f"{row['name']},soup", "-n", "1").ok().out
     assert row["name"] in said
+    routes = json.loads((finished_copy / "router.json").read_text())["routes"]
+    assert {name: route["model"] for name, route in routes.items()} == found["router"]["routes"]
+    for category, route in routes.items():
+        points = [
+            line["models"][route["model"]]["score"]
+            for line in map(json.loads, lines)
+            if (line["category"], line["split"]) == (category, "select")
+        ]
+        assert (route["score"], route["n"]) == (pytest.approx(np.mean(points)), len(points))
+        assert route["fingerprint"] == fingerprint(family / route["model"])
 
 
 @pytest.mark.slow
@@ -331,6 +416,11 @@ def test_a_dry_run_shows_the_router_and_says_nothing_of_it(
     found = report_of(tmp_path / "run")
     assert pair_of(found)["b"] == "router"
     assert told(found) == []
+    file = json.loads((tmp_path / "run/router.json").read_text())
+    assert file["dry_run"] == 2
+    # The benchmark's own scores chose, on items that nobody knows.
+    assert {route["score"] for route in file["routes"].values()} == {None}
+    assert {route["n"] for route in file["routes"].values()} == {None}
 
 
 @pytest.mark.slow

@@ -24,7 +24,15 @@ from souping.runs.state import MIXED_ROWS
 from tests.conftest import Cli, finished_words, make_items, pool_of, report_of
 from tests.support.processes import killed_at, timeless
 
-OUTPUTS = ("config.yaml", "selection.json", "trials.csv", "report.json", "report.md", "report.html")
+OUTPUTS = (
+    "config.yaml",
+    "selection.json",
+    "trials.csv",
+    "router.json",
+    "report.json",
+    "report.md",
+    "report.html",
+)
 
 
 def run_dir(where: Path, number: int = -1) -> Path:
