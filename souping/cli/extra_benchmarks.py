@@ -29,7 +29,7 @@ def benchmark_node(entry: Any, where: str, evaluator: Mapping[str, Any]) -> Benc
     """The node of an entry; `where` is the entry's key in errors.
 
     `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. An entry that
-    is a text is the path of a file or data set, or the name of an lm_eval task. A mapping has `path` (and `columns`), or
+    is a text is the path of a file or data set, or the name of an lm_eval task. A mapping has `path` and `columns`, or
     `tasks` with any other key of evaluator=lm_eval; and `name`, and `limit` (the first items of each category).
 
     Raises:

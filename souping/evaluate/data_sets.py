@@ -1,6 +1,6 @@
 """Data sets of the Hub and folders in the Hub's layout, read by the library `datasets`.
 
-An address is a folder or `hf://ORG/NAME[@REVISION]`, with `#SPLIT`, `#CONFIG/` or `#CONFIG/SPLIT` if there are several.
+An address is a folder or `hf://ORG/NAME[@REVISION]`, with `:SPLIT`, `:CONFIG/` or `:CONFIG/SPLIT` if there are several.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ class DataSet:
 
 def is_data_set(address: str) -> bool:
     """Whether this is the address of a data set rather than of a file."""
-    if address.startswith(HUB):
+    if address.startswith(HUB) or folder_at(address) is not None:
         return True
-    # A file may have a # in its name.
-    return folder_at(address) is not None or (
-        "#" in address and not Path(address).is_file() and folder_at(_source(address)) is not None
-    )
+    # A file may have a colon in its name.
+    return not Path(address).is_file() and folder_at(_parts(address)[0]) is not None
 
 
 def data_set_title(address: str) -> str:
     """The name of a data set without its revision."""
-    return Path(_source(address).partition("@")[0]).name
+    return Path(_parts(address)[0].partition("@")[0]).name
 
 
-def _source(address: str) -> str:
-    return address.partition("#")[0]
+def _parts(address: str) -> tuple[str, str, str]:
+    """The source in an address, and its configuration and split, which may be empty."""
+    source, _, part = address.removeprefix(HUB).partition(":")
+    config, _, split = part.rpartition("/")
+    return source, config, split
 
 
 def load_data_set(address: str) -> DataSet:
@@ -56,11 +57,10 @@ def load_data_set(address: str) -> DataSet:
         import datasets
     except ImportError:
         raise UserError(f"{key} is read by the library datasets", fix=install("datasets")) from None
-    config, _, split = address.partition("#")[2].rpartition("/")
-    source = _source(address)
+    source, config, split = _parts(address)
     commit = None
     if address.startswith(HUB):
-        name = hub_name(source.removeprefix(HUB).removeprefix("datasets/"), "dataset")
+        name = hub_name(source.removeprefix("datasets/"), "dataset")
         if name is None:
             raise UserError(f"{key} must be hf://ORG/NAME, with @REVISION for another than main")
         source = name.repo

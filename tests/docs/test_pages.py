@@ -65,6 +65,8 @@ LEFT_OUT = {
     "souping pool.candidates='[org/a": HUB,
     # docs/method.md
     "score     evaluate every candidate": "no output",
+    # docs/your-models.md
+    'souping check "pool.candidates=$MODELS" benchmark.path=hf://': HUB,
     # docs/paper.md
     "souping +experiment=bfcl_8b": GPU,
 }
