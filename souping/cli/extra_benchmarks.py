@@ -48,7 +48,7 @@ def benchmark_node(entry: Any, where: str, evaluator: Mapping[str, Any]) -> Benc
         return _tasks(entry, where, evaluator)
     for key in entry:
         pick(str(key), ("columns", "limit", "name", "path"), f"{where}: key")
-    return _file(str(entry["path"]), where, entry.get("name"), entry.get("columns"))
+    return _file(entry, where)
 
 
 def _is_path(text: str) -> bool:
@@ -60,16 +60,19 @@ def _is_path(text: str) -> bool:
     )
 
 
-def _file(text: str, where: str, name: str | None, columns: Any) -> BenchmarkNode:
+def _file(entry: Mapping[str, Any], where: str) -> BenchmarkNode:
     """The node of a file or data set of items, which is named after that unless the entry has a name."""
+    text = str(entry["path"])
     path = expanded(text, where)
     if not is_data_set(text) and not path.is_file():
         files = list[str]()
         if path.parent.is_dir():
             files += [file.name for file in path.parent.iterdir()]
         raise UserError(f"{where}={text}: there is no such file{nearest(path.name, files)}")
-    node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": text, "columns": columns}
-    return BenchmarkNode(name or items_title(text), "benchmark", node)
+    node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": text}
+    if "columns" in entry:
+        node["columns"] = entry["columns"]
+    return BenchmarkNode(entry.get("name") or items_title(text), "benchmark", node)
 
 
 def _tasks(entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]) -> BenchmarkNode:
