@@ -96,6 +96,7 @@ setup(
         "dev": DEV,
         "docs": DOCS,
         "peft": ["peft>=0.18"],
+        "datasets": ["datasets>=4"],  # from 4 on it runs no code of a data set
         "mergekit": ["mergekit>=0.1.4,<0.2"],
         "lm_eval": LM_EVAL,
         "lm-eval": LM_EVAL,  # the other spelling, which pip before 23.3 does not take for the same

@@ -10,6 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 declare -A proof=(
     [peft]='import peft'
+    [datasets]='import datasets, pyarrow'
     [mergekit]='import mergekit'
     [lm_eval]='import lm_eval, sacrebleu'
     [serving]='import transformers, fastapi, uvicorn'

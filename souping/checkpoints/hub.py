@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -62,10 +63,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class HubName:
-    """Model repository and a revision of it: a branch, a tag or a commit."""
+    """Repository of a model or data set and a revision of it: a branch, a tag or a commit."""
 
     repo: str
     revision: str = "main"
+    kind: Literal["model", "dataset"] = "model"
 
     def __str__(self) -> str:
         return self.repo if self.revision == "main" else f"{self.repo}@{self.revision}"
@@ -83,15 +85,21 @@ class HubName:
     @property
     def cache(self) -> Path:
         """Folder of the repository in the Hub's cache, which all tools share."""
-        return expanded(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
+        return expanded(constants.HF_HUB_CACHE) / f"{self.kind}s--{self.repo.replace('/', '--')}"
+
+
+def hub_name(text: str, kind: Literal["model", "dataset"] = "model") -> HubName | None:
+    """The Hub name in a text; None if it cannot be one."""
+    match = REPO_NAME.fullmatch(text)
+    if match is None or not is_repo(match["repo"]) or ".." in text:
+        return None
+    return HubName(match["repo"], match["revision"] or "main", kind)
 
 
 def parse_name(text: str | Path) -> HubName | None:
-    """The Hub name in a text; None if it cannot be one, or if a path of this name exists."""
-    match = REPO_NAME.fullmatch(str(text))
-    if match is None or not is_repo(match["repo"]) or ".." in str(text) or Path(text).exists():
-        return None
-    return HubName(match["repo"], match["revision"] or "main")
+    """The name of a model in a text; None if it cannot be one, or if a path of this name exists."""
+    name = hub_name(str(text))
+    return None if name is None or Path(text).exists() else name
 
 
 def cached_name(folder: str | Path) -> str | None:
@@ -442,7 +450,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     """
     api = huggingface_hub.HfApi()
     try:
-        with _explained(name):
+        with hub_errors(name):
             info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
             # The list of a gated model is public, its files are not.
             if info.gated:
@@ -488,7 +496,7 @@ def _download(listing: Listing, files: Sizes) -> None:
     name = listing.name
     absent = list(listing.absent(files))
     if absent:
-        with _explained(name):
+        with hub_errors(name):
             huggingface_hub.snapshot_download(
                 name.repo, revision=name.revision, allow_patterns=absent, max_workers=WORKERS
             )
@@ -507,7 +515,7 @@ def _sketch(model: Fetched | Listing, place: Path) -> Fetched | Listing:
         (place / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model.folder / path, place / path)
     for path in model.weights:
-        with _explained(model.name):
+        with hub_errors(model.name):
             _write_hollow(model.name, path, place / path)
     return replace(model, sketch=place)
 
@@ -536,8 +544,8 @@ STATUS = {
 
 
 @contextmanager
-def _explained(name: HubName) -> Iterator[None]:
-    """Raises UserError, one line about the model, for any error of the Hub's client or of what a server sent."""
+def hub_errors(name: HubName) -> Iterator[None]:
+    """Raises UserError, one line about the repository, for any error of the Hub's client or of what a server sent."""
     try:
         yield
     except (UserError, MemoryError):
@@ -550,14 +558,15 @@ def _explain(name: HubName, error: Exception) -> UserError:
     """What an error of the Hub's client means for a model, with what to do."""
     from huggingface_hub import errors
 
-    page = f"{constants.ENDPOINT}/{name.repo}"
+    folder = "datasets/" if name.kind == "dataset" else ""
+    page = f"{constants.ENDPOINT}/{folder}{name.repo}"
     if isinstance(error, errors.GatedRepoError):
         return UserError(
             f"{name.repo} is gated and you have no access: ask for it at {page}, then {LOGIN}",
             fix=SIGN_IN,
         )
     if isinstance(error, errors.RepositoryNotFoundError):
-        what = f"neither a folder here nor a model on the Hub that you may see: check the name, or {LOGIN}"
+        what = f"neither a folder here nor a {name.kind} on the Hub that you may see: check the name, or {LOGIN}"
         return UserError(
             f"{name.repo} is {what} if it is private{near_folder(name.repo)}", fix=SIGN_IN
         )

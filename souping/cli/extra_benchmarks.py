@@ -10,6 +10,8 @@ from souping.core.fields import pick
 from souping.core.files import expanded
 from souping.core.text import nearest
 from souping.core.types import UserError
+from souping.evaluate.benchmark import items_title
+from souping.evaluate.data_sets import HUB, is_data_set
 from souping.runs.settings import model_settings
 
 HARNESS = "souping.evaluate.lm_eval.HarnessEvaluator"
@@ -27,8 +29,8 @@ def benchmark_node(entry: Any, where: str, evaluator: Mapping[str, Any]) -> Benc
     """The node of an entry; `where` is the entry's key in errors.
 
     `evaluator` is the run's evaluator node: lm_eval takes its dtype and device unless the entry has them. An entry that
-    is a text is the path of a JSON Lines file or the name of an lm_eval task. A mapping has `path`, or `tasks` with any
-    other key of evaluator=lm_eval; and `name`, and `limit` (the first items of each category).
+    is a text is the path of a file or data set, or the name of an lm_eval task. A mapping has `path` and `columns`, or
+    `tasks` with any other key of evaluator=lm_eval; and `name`, and `limit` (the first items of each category).
 
     Raises:
         UserError: the entry is neither, or a file is missing.
@@ -45,29 +47,32 @@ def benchmark_node(entry: Any, where: str, evaluator: Mapping[str, Any]) -> Benc
     if "tasks" in entry:
         return _tasks(entry, where, evaluator)
     for key in entry:
-        pick(str(key), ("limit", "name", "path"), f"{where}: key")
-    return _file(str(entry["path"]), where, entry.get("name"))
+        pick(str(key), ("columns", "limit", "name", "path"), f"{where}: key")
+    return _file(entry, where)
 
 
 def _is_path(text: str) -> bool:
     """Whether a text is meant as the path of a file, not as the name of a task."""
     return (
-        text.endswith((".jsonl", ".json"))
-        or text.startswith((".", "/", "~"))
+        text.endswith((".jsonl", ".json", ".csv", ".parquet"))
+        or text.startswith((".", "/", "~", HUB))
         or Path(text).is_file()
     )
 
 
-def _file(text: str, where: str, name: str | None) -> BenchmarkNode:
-    """The node of a file of items, which is named after the file unless the entry has a name."""
+def _file(entry: Mapping[str, Any], where: str) -> BenchmarkNode:
+    """The node of a file or data set of items, which is named after that unless the entry has a name."""
+    text = str(entry["path"])
     path = expanded(text, where)
-    if not path.is_file():
+    if not is_data_set(text) and not path.is_file():
         files = list[str]()
         if path.parent.is_dir():
             files += [file.name for file in path.parent.iterdir()]
         raise UserError(f"{where}={text}: there is no such file{nearest(path.name, files)}")
-    node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
-    return BenchmarkNode(name or path.stem, "benchmark", node)
+    node = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": text}
+    if "columns" in entry:
+        node["columns"] = entry["columns"]
+    return BenchmarkNode(entry.get("name") or items_title(text), "benchmark", node)
 
 
 def _tasks(entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]) -> BenchmarkNode:

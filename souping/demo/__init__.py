@@ -55,9 +55,7 @@ class DemoBenchmark(Benchmark):
 
     @property
     def note(self) -> str:
-        if not self.bundled:
-            return ""
-        return NOTE
+        return NOTE if self.bundled else super().note
 
     @property
     def banner(self) -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks: items with categories, from a JSON Lines file, from a list, or from the evaluator, and their splits.
+"""Benchmarks: items with categories, from a file, a data set, a list, or the evaluator, and their splits.
 
 Splits are disjoint sets of groups, from a hash with a fixed salt. A group's split depends on its name and nothing else
 (that of items without one is their prompt's digest): never on the run's seed, or a shared store would leak one run's
@@ -11,14 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from souping.core.fields import Count, Name, component, mismatch, pick, text_of
+from souping.core.fields import Count, Name, component, mismatch, pick
 from souping.core.files import expanded
-from souping.core.parsing import read_json
 from souping.core.protocols import BenchmarkItems, Prompts
-from souping.core.text import check_pointer, listed
+from souping.core.text import listed
 from souping.core.types import (
     SPLITS,
     TEXT,
@@ -32,8 +33,10 @@ from souping.core.types import (
     digest,
     frozen,
 )
+from souping.evaluate.data_sets import DataSet, data_set_title, is_data_set, load_data_set
+from souping.evaluate.questions import file_rows, keyed_rows, numbered_rows
 
-REQUIRED = ("id", "category", "prompt", "answer")
+REQUIRED = ("category", "prompt", "answer")
 TEXT_KEYS = ("id", "category", "scorer", "group", "language")
 FORMS: Mapping[str, Any] = {
     "id": Name | int,
@@ -47,6 +50,7 @@ FORMS: Mapping[str, Any] = {
     "tools": list[dict[str, Any]],
 }
 """Annotations of an item's keys; an answer may be any JSON."""
+KEYS = (*FORMS, "answer", "messages")
 SPLIT_SALT = "souping folds 4"
 """Never to be changed. It is the first of forty that leaves each split of the demo 20 items of every category; it was
 chosen without evaluating any model."""
@@ -57,9 +61,11 @@ ENOUGH_ITEMS = 20
 
 @component
 class Benchmark(BenchmarkItems):
-    """Items of a JSON Lines file: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
+    """Items of a file or data set: `id, category, prompt | messages, answer`, and `scorer, group, language, tools`.
 
-    For evaluator=loss a line may be `id, source, text`, and `source` may stand for the category in any line.
+    `path` is a JSON Lines, CSV or parquet file, or the address of a data set (`data_sets`); `columns` are {key: its
+    column there}. For evaluator=loss a row may be `id, source, text`, and `source` may stand for the category in any
+    row.
 
     `name` (default: the file's stem) is its name in reports; items of the categories in `exclude` are not used, and of
     the others the first `limit` items of each. `scorers` are your own scorers, {name: module.function}; `splits` are
@@ -67,6 +73,7 @@ class Benchmark(BenchmarkItems):
     """
 
     path: str | None = None
+    columns: Mapping[str, str] | None = None
     name: str | None = None
     exclude: Sequence[str] = ()
     limit: Count | None = None
@@ -75,13 +82,21 @@ class Benchmark(BenchmarkItems):
 
     @property
     def title(self) -> str:
-        return self.name or Path(self.path or "").stem
+        return self.name or items_title(self.path or "")
+
+    @property
+    def note(self) -> str:
+        return self._data_set.note if is_data_set(self.path or "") else ""
+
+    @cached_property
+    def _data_set(self) -> DataSet:
+        return load_data_set(self.path or "")
 
     def items(self) -> Items:
         """All items, checked.
 
         Raises:
-            UserError: a line is not a valid item (with file and line), or an id appears twice.
+            UserError: a row is not a valid item (with its place), or an id appears twice.
         """
         if not self.path:
             raise UserError(
@@ -89,16 +104,16 @@ class Benchmark(BenchmarkItems):
             )
         from souping.evaluate.scoring import load_scorers
 
-        path = expanded(self.path, "benchmark.path")
+        columns = self.columns or {}
+        for key in columns:
+            pick(key, KEYS, "benchmark.columns")
+        if is_data_set(self.path):
+            rows = keyed_rows(numbered_rows(self.path, self._data_set.rows), columns)
+        else:
+            rows = file_rows(expanded(self.path, "benchmark.path"), columns)
         scorers = load_scorers(self.scorers or {})
-        text = text_of(path).removeprefix("\ufeff")  # and no splitlines: JSON may hold U+2028
-        items = list[tuple[str, Item]]()
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                # For messages.
-                where = f"{path}:{number}"
-                items.append((where, _item(_row(line, where), where, scorers)))
-        unique = _unique(items, f"benchmark.path={path}: the file")
+        items = ((where, _item(row, where, scorers)) for where, row in rows)
+        unique = _unique(items, f"benchmark.path={self.path}: it")
         return included_items(unique, self.exclude, self.limit)
 
 
@@ -116,10 +131,8 @@ class ListedItems(BenchmarkItems):
         Raises:
             UserError: one is not valid (with its place), or an id appears twice.
         """
-        items = list[tuple[str, Item]]()
-        for number, entry in enumerate(self.listed):
-            where = f"items[{number}]"
-            items.append((where, _listed_item(entry, where)))
+        places = ((f"items[{number}]", entry) for number, entry in enumerate(self.listed))
+        items = ((where, _listed_item(entry, where)) for where, entry in places)
         return _unique(items, "items: the list")
 
 
@@ -174,6 +187,11 @@ class PartOfBenchmark(BenchmarkItems):
         return included_items(self.whole.items(), self.choice.exclude, self.choice.limit)
 
 
+def items_title(path: str) -> str:
+    """The stem of a file, or the name of a data set."""
+    return data_set_title(path) if is_data_set(path) else Path(path).stem
+
+
 def included_items(items: Items, exclude: Sequence[str], limit: int | None = None) -> Items:
     """The first `limit` items of each category that is not excluded.
 
@@ -205,40 +223,32 @@ def outline_items(sizes: Mapping[str, int], shared: Collection[str]) -> Items:
 
 
 def _unique(placed: Iterable[tuple[str, Item]], source: str) -> Items:
-    """The items of (place, item) pairs, in order (UserError if there is none, or an id appears twice).
+    """The items of (place, item) pairs, in order, checked (UserError if there is none, or an id appears twice).
 
-    `source` names the file or list in errors.
+    An item without an id gets the digest of its prompt, numbered where it repeats. So other items keep their ids, and
+    with them their answers, if one is inserted. `source` names the file or list in errors.
     """
-    items = {}
+    items = dict[str, Item]()
+    repeats = Counter[str]()
     for where, item in placed:
+        if not item.id:
+            name = item.prompt_digest[:16]
+            repeats[name] += 1
+            if repeats[name] > 1:
+                name = f"{name}-{repeats[name]}"
+            item = replace(item, id=name)
         if item.id in items:
             raise UserError(f"{where}: id {item.id!r} appears twice; ids must be unique")
-        items[item.id] = item
+        items[item.id] = _checked(item, where)
     if not items:
         raise UserError(f"{source} holds no items")
     return tuple(items.values())
 
 
-def _row(line: str, where: str) -> JsonObject:
-    """The JSON object on a line; `where` is its file and line."""
-    try:
-        row = read_json(line)
-    except ValueError as error:
-        # A Git LFS pointer has a message of its own.
-        check_pointer(where, line)
-        hint = "write one JSON object per line, with id, category, prompt and answer"
-        raise UserError(f"{where}: not a JSON object: {error}; {hint}") from error
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{where}: an item is a JSON object on a line of its own, not {type(row).__name__}"
-        )
-    return row
-
-
 def _listed_item(entry: object, where: str) -> Item:
-    """The checked item of an entry of `ListedItems`; `where` is its place."""
+    """The item of an entry of `ListedItems`; `where` is its place."""
     if isinstance(entry, Item):
-        return _checked(entry, where)
+        return entry
     if not isinstance(entry, Mapping):
         raise UserError(
             f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {entry!r:.60}"
@@ -248,7 +258,7 @@ def _listed_item(entry: object, where: str) -> Item:
 
 
 def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Item:
-    """The checked item of a row at `where` of a file; `scorers` are the user's, {name: scorer}."""
+    """The item of a row at `where` of a file; `scorers` are the user's, {name: scorer}. Its id may be empty."""
     # Two keys have other names as well.
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
     # {required key: how messages call it, None for its own name}
@@ -259,7 +269,10 @@ def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Ite
         names |= {"category": "source", "prompt": "text"}
     for key, name in names.items():
         if values.get(key) is None:
-            raise UserError(f"{where}: `{name or key}` is missing")
+            raise UserError(
+                f"{where}: `{name or key}` is missing (it has {listed(row) or 'nothing'}): "
+                f"add it, or name its column, benchmark.columns={{{name or key}: COLUMN}}"
+            )
     for key, hint in FORMS.items():
         if values.get(key) is not None and (wrong := mismatch(values[key], hint)):
             raise UserError(f"{where}: `{key}` {wrong}, not {values[key]!r:.60}")
@@ -274,14 +287,13 @@ def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Ite
     if not isinstance(prompt, str):
         prompt = tuple(_message(message, where) for message in prompt)
     texts = {key: str(values[key]) for key in TEXT_KEYS if values.get(key) is not None}
-    item = Item(
-        **texts,
+    return Item(
+        **{"id": "", **texts},
         prompt=prompt,
         answer=values["answer"],
         user_scorer=scorers.get(texts.get("scorer", "")),
         tools=tuple(tools),
     )
-    return _checked(item, where)
 
 
 def _checked(item: Item, where: str) -> Item:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,14 +9,14 @@ from dataclasses import field, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from souping.core.fields import pick
-from souping.core.files import unpacked_limit
-from souping.core.text import first_line, human, listed, shown
+from souping.core.tables import check_column_names, table_rows, unique_columns
+from souping.core.text import first_line, listed, shown
 from souping.core.types import Json, UserError, frozen
 from souping.logs.layouts import (
     ALL,
@@ -40,12 +39,6 @@ from souping.logs.records import (
     pick_model,
 )
 
-if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData
-
-BATCH_ROWS = 1024
-ROW_BYTES = 64
-"""Bytes of an unpacked row at least."""
 INSPECT_NEEDED = ("id", "epoch", "input")
 CUT_REASONS = {"length", "max_tokens", "max_output_tokens", "truncated"}
 NO_ANSWER_REASONS = {"error", "unanswered", "content_filter"}
@@ -100,7 +93,7 @@ def read_frame(frame: Frame, options: TableOptions) -> tuple[Log, ...]:
     """The logs in a data frame with this package's columns or those of inspect_ai's `samples_df`."""
     path = Path(f"DataFrame {id(frame):x}")
     try:
-        _check_columns(map(str, frame.columns))
+        check_column_names(map(str, frame.columns))
         rows = frame.to_dict("records")
         if rows and _is_inspect(rows[0]) and "item" not in options.fields:
             # The new rows have the group in its own column.
@@ -156,97 +149,14 @@ def read_scores(scores: Scores, options: TableOptions) -> tuple[Log, ...]:
 def read_log_table(path: Path, options: TableOptions) -> tuple[Log, ...]:
     """The logs in a CSV, JSONL or parquet file: several if it has a column `run`."""
     try:
-        if path.suffix.lower() == ".parquet":
-            return logs_of(path, _parquet_rows(path), options)
+        if path.suffix.lower() != ".jsonl":
+            return logs_of(path, table_rows(path), options)
         with path.open(newline="", encoding="utf-8-sig") as lines:
-            if path.suffix.lower() != ".csv":
-                # The words NaN and Infinity stay texts, which `_number` refuses.
-                rows = json_lines(path, lines, constant=str, pairs=_unique)
-                return logs_of(path, rows, options)
-            return logs_of(path, _csv_rows(path, lines), options)
-    except (ValueError, csv.Error) as error:
+            # The words NaN and Infinity stay texts, which `_number` refuses.
+            rows = json_lines(path, lines, constant=str, pairs=unique_columns)
+            return logs_of(path, rows, options)
+    except ValueError as error:
         raise UserError(f"{path}: not a table of answers: {error}") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file as {column: value}, read in batches.
-
-    Raises:
-        UserError: pyarrow is not installed, or the file is damaged.
-        ValueError: two columns have one name, or the file unpacks to too much.
-    """
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise UserError(f"{path}: parquet is read by pyarrow: pip install pyarrow") from None
-    limit = unpacked_limit(path)
-    try:
-        with ParquetFile(path) as file:
-            _check_columns(file.schema_arrow.names)
-            # Equal rows take no space in a file.
-            if file.metadata.num_rows * ROW_BYTES > limit:
-                raise _too_large(path, f"{file.metadata.num_rows:,} rows")
-            # Nor do equal texts, so that each row of a batch may hold the largest.
-            size = limit // _largest_column(file.metadata)
-            for batch in file.iter_batches(max(1, min(BATCH_ROWS, size))):
-                rows = batch.to_pylist()
-                limit -= batch.nbytes + sum(map(_characters, rows))
-                if limit < 0:
-                    raise _too_large(path, "texts")
-                yield from rows
-    except (ArrowException, ArithmeticError, LookupError, OSError) as error:
-        raise UserError(f"{path}: not a table of answers: {first_line(error)}") from error
-
-
-def _largest_column(metadata: FileMetaData) -> int:
-    """Bytes of the largest piece of a column, unpacked: no value in the parquet file is larger."""
-    largest = 1
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for column in range(group.num_columns):
-            largest = max(largest, group.column(column).total_uncompressed_size)
-    return largest
-
-
-def _characters(row: Mapping[str, Any]) -> int:
-    return sum(len(value) for value in row.values() if isinstance(value, str))
-
-
-def _too_large(path: Path, what: str) -> ValueError:
-    """The error for a file whose content no memory holds."""
-    return ValueError(
-        f"{human(path.stat().st_size)} unpack to too many {what}: leave columns out, or write JSONL"
-    )
-
-
-def _check_columns(names: Iterable[str]) -> None:
-    """Refuse two columns of one name (ValueError); columns without a name may repeat."""
-    _unique([(name, "") for name in names if name])
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A row of these columns and values (ValueError if two columns have one name)."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"two columns are called {shown(repeated)}: remove or rename one")
-    return row
-
-
-def _csv_rows(path: Path, lines: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file with a header as {column: text}, empty lines left out."""
-    csv.field_size_limit(2**31 - 1)  # Python's own limit is shorter than an answer may be
-    rows = filter(None, csv.reader(lines, strict=True))
-    names = next(rows, [])
-    _check_columns(names)
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(names):
-            raise UserError(
-                f"{path}: row {number} has {len(row)} of {len(names)} columns: is the file whole?"
-            )
-        yield dict(zip(names, row, strict=True))
 
 
 def _inspect_rows(path: Path, rows: Sequence[LogRow], group: str) -> Iterator[dict[str, Any]]:

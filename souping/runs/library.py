@@ -60,7 +60,7 @@ from souping.trackers import NoTracker
 Models = Sequence[str | Path] | Mapping[str, str | Path]
 """Folders or names on the Hub, or {name: either}."""
 ItemSource = str | Path | Sequence[Item] | Sequence[JsonObject] | BenchmarkItems
-"""A JSON Lines file, items, or a benchmark."""
+"""A file or data set (`benchmark.path`), items, or a benchmark."""
 
 
 @frozen
@@ -145,7 +145,7 @@ def run(
 ) -> RunResult:
     """Select, search, soup and report, as `python -m souping` does with the same components.
 
-    `items` is a JSON Lines file, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
+    `items` is a file or data set, `Item`s, dicts with the keys of a line of such a file, or a benchmark. `out` is the
     run's directory (default: a new one under `outputs/`), with the soup in `out/soup` and the log in `out/run.log`.
     `store` keeps every answer, so that a second run evaluates nothing. `dry_run` is the most items per category and
     split that are evaluated. `guard` and `pareto` are losses and goals as on the command line. `analysis` is {name:

@@ -68,6 +68,8 @@ LEFT_OUT = {
     'routes = json.load(open("RUN/router.json"))': "needs the servers above it",
     # docs/method.md
     "score     evaluate every candidate": "no output",
+    # docs/your-models.md
+    'souping check "pool.candidates=$MODELS" benchmark.path=hf://': HUB,
     # docs/paper.md
     "souping +experiment=bfcl_8b": GPU,
 }

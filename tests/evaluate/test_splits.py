@@ -104,7 +104,7 @@ def test_items_are_read_with_defaults(tmp_path: Path) -> None:
     [
         (["{oops"], r"x.jsonl:1: not a JSON object"),
         ([GOOD, "[1]"], r"x.jsonl:2: .*not list"),
-        ([{"category": "c", "prompt": "p", "answer": "a"}], r"x.jsonl:1: `id` is missing"),
+        ([{"id": "1", "prompt": "p", "answer": "a"}], r"x.jsonl:1: `category` is missing"),
         ([GOOD, GOOD], r"x.jsonl:2: id '1' appears twice"),
         ([{**GOOD, "prompt": [{"role": "user", "content": [{}]}]}], r"x.jsonl:1: .*`content`"),
         ([{**GOOD, "tools": [{}]}], r"x.jsonl:1: `tools`"),

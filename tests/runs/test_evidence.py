@@ -497,6 +497,12 @@ def test_entries_are_tasks_or_files(tmp_path: Path) -> None:
     path.write_text('{"id": "1", "category": "c", "prompt": "p", "answer": "a"}\n')
     benchmark = {"_target_": "souping.evaluate.benchmark.Benchmark", "path": str(path)}
     assert benchmark_node(str(path), "extra_benchmarks[0]", OWN) == ("side", "benchmark", benchmark)
+    data_set = {"path": "hf://org/side@v2:test", "columns": {"prompt": "question"}}
+    assert benchmark_node(data_set, "extra_benchmarks[0]", OWN) == (
+        "side",
+        "benchmark",
+        {**benchmark, **data_set},
+    )
     with pytest.raises(UserError, match=r"no such file; did you mean side.jsonl\?"):
         benchmark_node(str(tmp_path / "sde.jsonl"), "extra_benchmarks[0]", OWN)
 

@@ -1,4 +1,5 @@
-"""A small Hub on 127.0.0.1: the HTTP that huggingface_hub's own client speaks, for reading and for writing models."""
+"""A small Hub on 127.0.0.1: the HTTP that huggingface_hub's own client and `datasets` speak, for reading and for
+writing models, and for reading data sets."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,7 +26,7 @@ CHUNK = 65536
 
 @dataclass
 class Repo:
-    """A model: {revision: commit}, {commit: {path: bytes}}, and who may see it."""
+    """A model or data set: {revision: commit}, {commit: {path: bytes}}, and who may see it."""
 
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -115,6 +117,17 @@ def _hash(data: bytes) -> str:
 
 def _git(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _rows(files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """The files and folders of a commit, as they are listed."""
+    rows: list[dict[str, Any]] = []
+    for path, data in sorted(files.items()):
+        rows.append({"type": "file", "path": path, "size": len(data), "oid": _git(data)})
+        if len(data) >= LARGE:
+            rows[-1]["lfs"] = {"oid": _hash(data), "size": len(data), "pointerSize": 134}
+    folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}
+    return rows + [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)]
 
 
 def _card_data(files: dict[str, bytes]) -> dict[str, Any]:
@@ -285,17 +298,23 @@ class Handler(BaseHTTPRequestHandler):
         }
         return self.send(200, {**table, "cardData": _card_data(files)})
 
-    def tree(self, name: str, revision: str) -> None:
+    def tree(self, name: str, revision: str, folder: str = "") -> None:
         repo = self._repo(name)
         oid = self._commit_of(repo, revision)
         if repo is None or oid is None:
             return
-        rows: list[dict[str, Any]] = []
-        for path, data in sorted(repo.commits[oid].items()):
-            rows.append({"type": "file", "path": path, "size": len(data), "oid": _git(data)})
-            if len(data) >= LARGE:
-                rows[-1]["lfs"] = {"oid": _hash(data), "size": len(data), "pointerSize": 134}
-        self.send(200, rows)
+        prefix = f"{folder}/" if folder else ""
+        self.send(200, [r for r in _rows(repo.commits[oid]) if r["path"].startswith(prefix)])
+
+    def paths_info(self, name: str, revision: str) -> None:
+        repo = self._repo(name)
+        oid = self._commit_of(repo, revision)
+        if repo is None or oid is None:
+            return
+        wanted = parse_qs(self.body.decode()).get("paths", [])
+        if self.body.startswith(b"{"):
+            wanted = json.loads(self.body)["paths"]
+        self.send(200, [row for row in _rows(repo.commits[oid]) if row["path"] in wanted])
 
     def auth(self, name: str) -> None:
         if self._open(name) is not None:
@@ -409,13 +428,15 @@ class Handler(BaseHTTPRequestHandler):
 
 
 NAME = r"(?P<name>[\w.-]+/[\w.-]+)"
+API = "/api/(?:models|datasets)"
 ROUTES = [
     (r"GET /api/whoami-v2", "whoami"),
     (r"POST /api/repos/create", "create"),
     (r"POST /api/validate-yaml", "validate_yaml"),
-    (rf"GET /api/models/{NAME}", "info"),
-    (rf"GET /api/models/{NAME}/revision/(?P<revision>.+)", "info"),
-    (rf"GET /api/models/{NAME}/tree/(?P<revision>[^/]+)/?", "tree"),
+    (rf"GET {API}/{NAME}", "info"),
+    (rf"GET {API}/{NAME}/revision/(?P<revision>.+)", "info"),
+    (rf"GET {API}/{NAME}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?", "tree"),
+    (rf"POST {API}/{NAME}/paths-info/(?P<revision>.+)", "paths_info"),
     (rf"GET /api/models/{NAME}/auth-check", "auth"),
     (rf"GET /api/models/{NAME}/xet-read-token/.+", "xet_token"),
     (r"GET /xet/(?P<oid>[0-9a-f]{64})", "xet_file"),
@@ -424,7 +445,7 @@ ROUTES = [
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", "batch"),
     (r"PUT /large/(?P<oid>[0-9a-f]{64})", "put_large"),
     (
-        rf"(?:GET|HEAD) /{NAME}/resolve/(?P<revision>[0-9a-f]{{40}}|refs/pr/\d+|[^/]+)/(?P<file>.+)",
+        rf"(?:GET|HEAD) (?:/datasets)?/{NAME}/resolve/(?P<revision>[0-9a-f]{{40}}|refs/pr/\d+|[^/]+)/(?P<file>.+)",
         "resolve",
     ),
 ]
@@ -435,6 +456,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
+
+
+def serve_data_sets(patch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
+    """Point the library `datasets` to this Hub too, if it is loaded here."""
+    if "datasets" not in sys.modules:
+        return
+    from datasets import config
+
+    patch.setattr(config, "HF_ENDPOINT", url)
+    patch.setattr(config, "HF_HUB_OFFLINE", False)
+    patch.setattr(config, "HF_DATASETS_CACHE", cache)
+    patch.setattr(config, "DOWNLOADED_DATASETS_PATH", cache / "downloads")
 
 
 @contextmanager
@@ -456,6 +489,7 @@ def serving(cache: Path) -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch:
         for key, value in settings.items():
             patch.setattr(constants, key, value)
+        serve_data_sets(patch, hub.url, cache.parent / "datasets")
         for key in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_DISABLE_XET"):
             patch.delenv(key, raising=False)
         try:
