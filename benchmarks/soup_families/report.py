@@ -163,11 +163,13 @@ def gains(families: Families) -> Iterator[str]:
 
 
 def factors(families: Families) -> Iterator[str]:
-    """Main effects of the design on the default's gain."""
+    """Main effects of the design on the default's gain; nothing where too few families were trained for them."""
+    found = effects(families.levels, families["default - best"])
+    if not found:
+        return
     yield "| factor: gain at + minus gain at - | mean | 95 % interval |"
     yield "|---|---|---|"
-    found = effects(families.levels, families["default - best"])
-    for (name, words), effect in zip(FACTORS.items(), found, strict=False):
+    for (name, words), effect in zip(FACTORS.items(), found, strict=True):
         yield f"| {name}: {words} | {cells(effect)} |"
 
 
