@@ -107,6 +107,7 @@ class Benchmark(BenchmarkItems):
         columns = self.columns or {}
         for key in columns:
             pick(key, KEYS, "benchmark.columns")
+        rows: Iterable[tuple[str, Mapping[str, Json]]]
         if is_data_set(self.path):
             rows = keyed_rows(numbered_rows(self.path, self._data_set.rows), columns)
         else:
