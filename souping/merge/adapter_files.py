@@ -72,7 +72,7 @@ def write_weights(
 def _stored(
     changes: Changes, reader: TensorReader, base: str, dtype: str, rank: int
 ) -> Iterator[StoredGroup]:
-    shares = shares_of(changes)
+    shares = factor_shares(changes)
     for module in sorted(shares):
         # In one module, the adapters' factors differ only in rank: the first adapter's give the other sizes.
         _, pair, _ = shares[module][0]
@@ -110,7 +110,7 @@ def _blocks(key: str, update: Update, dtype: str) -> Values:
         yield key, narrow(block.reshape(-1), dtype)
 
 
-def shares_of(changes: Changes) -> AdapterShares:
+def factor_shares(changes: Changes) -> AdapterShares:
     """{module: shares of the adapters with factors there}"""
     return {change.site.module: change.pairs for change in changes.values() if change.pairs}
 
@@ -151,7 +151,7 @@ def adapter_config_text(
     if name == settings[0].base:
         revision = settings[0].revision
     task_types = (setting.task_type for setting in settings)
-    shares = shares_of(changes)
+    shares = factor_shares(changes)
     table: dict[str, Json] = {
         "auto_mapping": settings[0].auto_mapping,
         "base_model_name_or_path": name,

@@ -151,7 +151,7 @@ class AdapterPool(CandidatePool):
             similarity = PoolSimilarity(models={}, groups=(), lowest=None, blocks=0)
         used = {name: weight for name, weight in weights.items() if weight}
         reader = factors.TensorReader(self._opened)
-        shares = adapter_files.shares_of(self.changes(used))
+        shares = adapter_files.factor_shares(self.changes(used))
         error = factors.truncation_error(reader, shares, self._merge.rank)
         return replace(similarity, truncation=error)
 
@@ -238,7 +238,7 @@ class AdapterPool(CandidatePool):
         if self._merged:
             return None
         changes = self.changes(dict.fromkeys(self.names, 1.0))
-        shares = adapter_files.shares_of(changes)
+        shares = adapter_files.factor_shares(changes)
         settings = set[str]()
         for change in adapter_files.trained_in(changes):
             settings.update(change.kinds)
@@ -321,7 +321,7 @@ class AdapterPool(CandidatePool):
             adapter_files.write_model(full, stage, changes, reader, progress)
             text = recipe_text(recipe, plan.tokenizer_source, nonfinite, full.max_shard_size)
             return {**companion_files(full), RECIPE: text}
-        rank = factors.soup_rank(adapter_files.shares_of(changes), _rank_limit(recipe))
+        rank = factors.soup_rank(adapter_files.factor_shares(changes), _rank_limit(recipe))
         dtype = TORCH_NAMES[recipe.dtype]
         path = stage / ADAPTER_WEIGHTS
         adapter_files.write_weights(path, changes, reader, self.base_name, dtype, rank, progress)

@@ -21,8 +21,8 @@ from souping.evaluate.engines.vllm import VllmEngine
 from souping.merge.adapters import AdapterPool
 from souping.merge.local import LocalMerge
 from tests.conftest import Cli
-from tests.merge.adapters.test_peft import close, forward, load_base, save_base
 from tests.support.adapters import PREFIX, change_config
+from tests.support.peft_models import close, forward, load_base, save_base
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -260,7 +260,7 @@ def test_adapters_of_single_experts_are_merged_by_the_formula(
     base = save_base(tmp_path / "base", "mixtral")
     own = {} if peft_is_right else settings
     wanted = {k: tensor.double() for k, tensor in load_file(base / "model.safetensors").items()}
-    tensors = {}
+    tensors = Tensors()
     torch.manual_seed(1)
     for name in [name for name in wanted if ".experts." in name]:
         module = name.removesuffix(".weight")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 
 from souping.core.types import UserError
@@ -19,46 +18,13 @@ from souping.merge.adapters import AdapterPool
 from souping.merge.local import LocalMerge
 from tests.conftest import Cli
 from tests.support.adapters import save_adapter
+from tests.support.peft_models import close, forward, load_base, save_base
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 WEIGHTS = {"a": 0.2, "b": 0.5, "c": 0.3}
-IDS = torch.tensor([[5, 17, 33, 60, 2, 9, 41]])
 Settings = dict[str, Any]
-
-
-def small_config(kind: str, tie: bool) -> transformers.PreTrainedConfig:
-    if kind == "gpt2":
-        return transformers.GPT2Config(
-            vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16
-        )
-    shape = {"vocab_size": 71, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    shape["num_key_value_heads"] = 2
-    if kind == "mixtral":
-        return transformers.MixtralConfig.from_dict(
-            {**shape, "intermediate_size": 16, "num_local_experts": 3}
-        )
-    return transformers.LlamaConfig.from_dict(
-        {**shape, "intermediate_size": 40, "tie_word_embeddings": tie}
-    )
-
-
-def save_base(
-    folder: Path, kind: str = "llama", tie: bool = False, dtype: torch.dtype = torch.float32
-) -> Path:
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(small_config(kind, tie))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.15)
-    model.to(dtype).save_pretrained(folder)
-    return folder
-
-
-def load_base(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
@@ -94,16 +60,6 @@ def products(base: Path, folder: Path) -> dict[str, torch.Tensor]:
         if isinstance(m, peft.tuners.lora.LoraLayer)
     }
     return {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
-
-
-def forward(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model(IDS).logits
-    return logits.double()
-
-
-def close(a: torch.Tensor, b: torch.Tensor, rounding: float = 2**-21) -> None:
-    assert (a.double() - b.double()).abs().max() <= rounding * b.double().abs().max()
 
 
 QV = {"target_modules": ["q_proj", "v_proj"]}
