@@ -1,4 +1,4 @@
-"""Adapter folder, read from its headers: the factors A and B of each adapted module, and their scaling.
+"""Adapter folder, read from its headers: the factors A and B of each adapted module, their scaling, whole tensors.
 
 The rules are PEFT's own: a module's alpha is that of the first key of alpha_pattern with which its name ends, else
 `lora_alpha`; the product B*A is scaled by alpha / rank, or with use_rslora by alpha / sqrt(rank). The rank is that of
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from souping.checkpoints.folder import (
     PICKLED,
     PICKLED_INDEX,
     SINGLE,
+    TIED,
     Like,
     read_weights,
     side_files,
@@ -35,6 +36,10 @@ PICKLED_ADAPTER_WEIGHTS = "adapter_model.bin"
 PEFT_PREFIX = "base_model.model."
 LINEAR_FACTORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
+LORA_BIAS = "lora_B.bias"
+MAGNITUDE = "lora_magnitude_vector"
+TOKENS = ".token_adapter.trainable_tokens_delta"
+EXTRA = re.compile(rf"(?P<module>.+)\.(?P<extra>{re.escape(LORA_BIAS)}|{MAGNITUDE})(\.weight)?")
 FACTOR = re.compile(
     rf"(?P<module>.+)\.(?P<side>{'|'.join(map(re.escape, (*LINEAR_FACTORS, *EMBEDDING_FACTORS)))})"
 )
@@ -44,7 +49,8 @@ FACTOR = re.compile(
 class FactorPair:
     """One adapted module: A [rank, in] and B [out, rank], so that the product is scaling * B @ A.
 
-    For an embedding, in is the vocabulary and the product is transposed when it is added to the weight.
+    For an embedding, in is the vocabulary and the product is transposed when it is added to the weight. `magnitude`
+    [out] is DoRA's: the length that each row of the sum gets.
     """
 
     module: str
@@ -52,6 +58,7 @@ class FactorPair:
     a: Tensor
     b: Tensor
     scaling: float
+    magnitude: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -64,18 +71,35 @@ class FactorPair:
         return (f"{PEFT_PREFIX}{self.module}.{a}", f"{PEFT_PREFIX}{self.module}.{b}")
 
 
+@dataclass(frozen=True)
+class TrainedTensor:
+    """A tensor that an adapter trains without factors.
+
+    It replaces `parameter` of the base, or only its `rows` (`trainable_token_indices`). If it `adds` (`lora_bias`), it
+    is added to the parameter, times `scaling`. `setting` is the setting by which PEFT trains it.
+    """
+
+    parameter: str
+    tensor: Tensor
+    setting: str
+    scaling: float = 1.0
+    adds: bool = False
+    rows: tuple[int, ...] | None = None
+
+
 @frozen
 class Adapter:
     """LoRA folder whose headers were read and found sound.
 
-    `parts` are {module: its factors}. `whole` are {module: full weight} of the base that PEFT saved with the factors
-    (embeddings): they have to be the base's own.
+    `parts` are {module: its factors}, `trained` are tensors without factors. `copies` are {module: full weight} of the
+    base that PEFT saved with the factors (embeddings): they have to be the base's own.
     """
 
     checkpoint: Checkpoint
     settings: AdapterSettings
     parts: Mapping[str, FactorPair]
-    whole: Mapping[str, Tensor]
+    trained: Sequence[TrainedTensor]
+    copies: Mapping[str, Tensor]
 
     @classmethod
     def open(cls, folder: Path, allow_pickle: bool = False) -> Adapter:
@@ -92,8 +116,17 @@ class Adapter:
         model_files = ("config.json", "generation_config.json")
         side = tuple(name for name in side_files(folder) if name not in model_files)
         checkpoint = Checkpoint.of(folder, tensors, config={}, side=side, before=before)
-        parts, full_weights = _sort(folder, tensors, settings)
-        return cls(checkpoint=checkpoint, settings=settings, parts=parts, whole=full_weights)
+        sorter = _Sorter(folder, settings)
+        for key, tensor in tensors.items():
+            sorter.add(key, tensor)
+        parts, trained = sorter.finish()
+        return cls(
+            checkpoint=checkpoint,
+            settings=settings,
+            parts=parts,
+            trained=trained,
+            copies=sorter.copies,
+        )
 
     @property
     def folder(self) -> Path:
@@ -107,7 +140,13 @@ class Adapter:
         """SHA-256 (hex) over weights, what the config does to them, tokenizer, and `base`, the base's fingerprint."""
         uses: list[list[Json]] = []
         for pair in self.parts.values():
-            uses.append([pair.module, pair.embedding, pair.rank, pair.scaling])
+            use: list[Json] = [pair.module, pair.embedding, pair.rank, pair.scaling]
+            if pair.magnitude is not None:
+                use.append("use_dora")
+            uses.append(use)
+        for part in self.trained:
+            rows = None if part.rows is None else list(part.rows)
+            uses.append([part.parameter, part.setting, part.scaling, rows])
         return digest([base, sorted(uses), fingerprint_of(self.checkpoint, cache)])
 
 
@@ -152,30 +191,90 @@ def is_adapter(folder: Path) -> bool:
     return True
 
 
-def _sort(
-    folder: Path, tensors: Mapping[str, Tensor], settings: AdapterSettings
-) -> tuple[dict[str, FactorPair], dict[str, Tensor]]:
-    """({module: factors}, {module: full weight}) of an adapter's tensors (UserError: one is neither)."""
-    # {module: {name of a factor: tensor}}
-    sides: dict[str, dict[str, Tensor]] = {}
-    full_weights = dict[str, Tensor]()
-    for key, tensor in tensors.items():
+class _Sorter:
+    """Sorts an adapter's tensors by what they do. UserError for one that no supported setting explains."""
+
+    def __init__(self, folder: Path, settings: AdapterSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        # {module: {name of a factor: tensor}}, and the same of what only modules with factors have.
+        self._sides: dict[str, dict[str, Tensor]] = {}
+        self._extras: dict[str, dict[str, Tensor]] = {LORA_BIAS: {}, MAGNITUDE: {}}
+        self._trained = list[TrainedTensor]()
+        self.copies = dict[str, Tensor]()
+
+    def add(self, key: str, tensor: Tensor) -> None:
         name = key.removeprefix(PEFT_PREFIX)
+        module, _, last = name.rpartition(".")
         factor = FACTOR.fullmatch(name)
+        extra = EXTRA.fullmatch(name)
         if factor:
-            sides.setdefault(factor["module"], {})[factor["side"]] = tensor
-        elif name.endswith(".weight") and "lora_" not in name and "modules_to_save" not in name:
-            full_weights[name.removesuffix(".weight").removesuffix(".base_layer")] = tensor
+            self._sides.setdefault(factor["module"], {})[factor["side"]] = tensor
+        elif extra and self._settings.extras[extra["extra"]]:
+            self._extras[extra["extra"]][extra["module"]] = tensor
+        elif name.endswith(TOKENS):
+            module = name.removesuffix(TOKENS)
+            rows = self._settings.rows_of(module, tensor, self._folder)
+            self._train(f"{module}.weight", tensor, "trainable_token_indices", rows)
+        elif "lora_" in name or "modules_to_save" in name:
+            self._refuse(key)
+        elif self._settings.saves(module) or (self._settings.ties and name in TIED):
+            self._train(name, tensor, "modules_to_save")
+        elif last == "bias" and self._settings.bias != "none":
+            self._train(f"{module.removesuffix('.base_layer')}.bias", tensor, "bias")
+        elif last == "weight":
+            self.copies[module.removesuffix(".base_layer")] = tensor
         else:
-            raise UserError(
-                f"adapter {folder}: {shown(key)} is not part of a plain LoRA; it cannot be souped"
-            )
-    if not sides:
-        raise UserError(f"adapter {folder} holds no lora_A and lora_B: nothing to soup.")
-    parts = dict[str, FactorPair]()
-    for module, factors in sorted(sides.items()):
-        parts[module] = _factor_pair(folder, module, factors, settings)
-    return parts, full_weights
+            self._refuse(key)
+
+    def finish(self) -> tuple[dict[str, FactorPair], list[TrainedTensor]]:
+        """({module: factors}, tensors without factors)."""
+        if not self._sides and not self._trained:
+            raise UserError(f"adapter {self._folder} holds no lora_A and lora_B: nothing to soup.")
+        parts = dict[str, FactorPair]()
+        magnitudes = self._extras[MAGNITUDE]
+        for module, factors in sorted(self._sides.items()):
+            pair = _factor_pair(self._folder, module, factors, self._settings)
+            parts[module] = replace(pair, magnitude=magnitudes.get(module))
+        for name, extras in self._extras.items():
+            wanted = parts.keys() if self._settings.extras[name] else set[str]()
+            for module in sorted(wanted ^ extras.keys()):
+                self._broken(f"{name} of {shown(module)} is there without its factors, or missing")
+            for module, tensor in extras.items():
+                self._check(tensor, parts[module].b.shape[:1])
+        for module, tensor in self._extras[LORA_BIAS].items():
+            scaling = parts[module].scaling
+            bias = TrainedTensor(f"{module}.bias", tensor, "lora_bias", scaling, adds=True)
+            self._trained.append(bias)
+        for name in self._settings.saved:
+            if not any(_within(part.parameter, name) for part in self._trained):
+                self._broken(f"modules_to_save names {shown(name)}, which has no tensor")
+        return parts, sorted(self._trained, key=lambda part: (part.parameter, part.setting))
+
+    def _train(
+        self, parameter: str, tensor: Tensor, setting: str, rows: tuple[int, ...] | None = None
+    ) -> None:
+        self._check(tensor, tensor.shape)
+        self._trained.append(TrainedTensor(parameter, tensor, setting, rows=rows))
+
+    def _check(self, tensor: Tensor, shape: Sequence[int]) -> None:
+        """Refuse a tensor of another shape, without elements or of a dtype that is no plain float."""
+        if tensor.shape != tuple(shape) or 0 in shape or not shape or tensor.dtype not in FLOATS:
+            self._broken(f"{shown(tensor.name)} is {tensor.dtype} {list(tensor.shape)}")
+
+    def _broken(self, why: str) -> None:
+        raise broken(self._folder / ADAPTER_WEIGHTS, why)
+
+    def _refuse(self, key: str) -> None:
+        raise UserError(
+            f"adapter {self._folder}: {shown(key)} does not belong to its settings; it cannot be souped"
+        )
+
+
+def _within(parameter: str, module: str) -> bool:
+    """Whether a parameter belongs to a module of a name that ends with `module`, as PEFT compares names."""
+    owners = parameter.split(".")[:-1]
+    return any(".".join(owners[: i + 1]).endswith(module) for i in range(len(owners)))
 
 
 def _factor_pair(
@@ -206,23 +305,29 @@ PLAIN_LORA = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights",
     "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
-    "ensure_weight_tying", "modules_to_tie", "target_modules_to_tie", "runtime_config",
+    "ensure_weight_tying", "modules_to_tie", "target_modules_to_tie", "runtime_config", "modules_to_save", "lora_bias",
+    "use_dora", "trainable_token_indices",
 }  # fmt: skip
-"""Keys that a plain LoRA may set. Any other key that is set makes the adapter something else."""
+"""Keys that an adapter may set. Any other key that is set makes it one that cannot be souped."""
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
 SETTING_TYPES = {
     "alpha_pattern": dict, "use_rslora": bool, "fan_in_fan_out": bool, "base_model_name_or_path": str, "revision": str,
-    "task_type": str,
+    "task_type": str, "modules_to_save": list, "lora_bias": bool, "use_dora": bool,
+    "trainable_token_indices": list | dict,
 }  # fmt: skip
 """Types of settings, which may be absent."""
+Rows = list[int]
 
 
 @frozen
 class AdapterSettings:
     """Settings of an adapter's config that its numbers depend on, and those that a soup carries over.
 
-    `rslora` is `use_rslora`, `transposed` is `fan_in_fan_out`, `base` and `revision` name the base model.
+    `rslora` is `use_rslora`, `transposed` is `fan_in_fan_out`, `base` and `revision` name the base model. `saved` is
+    `modules_to_save`, `ties` is `ensure_weight_tying`, by which PEFT saves a tied head too. `extras` are {tensor of a
+    module with factors: whether there is one}, and `tokens` is `trainable_token_indices` as {end of a module's name:
+    rows}.
     """
 
     alpha: float
@@ -233,6 +338,11 @@ class AdapterSettings:
     revision: str | None
     task_type: str | None
     auto_mapping: Json
+    bias: str
+    saved: tuple[str, ...]
+    ties: bool
+    extras: Mapping[str, bool]
+    tokens: Mapping[str, Rows]
 
     def scaling_of(self, module: str, rank: int) -> float:
         """PEFT's factor on the product B*A of a module: the first key that the module's name ends with sets alpha."""
@@ -242,6 +352,18 @@ class AdapterSettings:
                 alpha = alpha_of_key
                 break
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+    def saves(self, module: str) -> bool:
+        """Whether `modules_to_save` names a module or one around it."""
+        return any(_within(f"{module}.", name) for name in self.saved)
+
+    def rows_of(self, module: str, tensor: Tensor, folder: Path) -> tuple[int, ...]:
+        """The rows of a module's weight that `tensor` replaces (UserError: not as many, or one twice)."""
+        rows = next((rows for end, rows in self.tokens.items() if module.endswith(end)), [])
+        if len(set(rows)) != tensor.shape[0] or len(rows) != tensor.shape[0]:
+            why = f"it has {tensor.shape[0]} rows, and trainable_token_indices has {len(set(rows))}"
+            raise broken(folder / ADAPTER_WEIGHTS, why, tensor.name)
+        return tuple(rows)
 
 
 def read_settings(folder: Path) -> AdapterSettings:
@@ -258,6 +380,10 @@ def read_settings(folder: Path) -> AdapterSettings:
             if not isinstance(config.get(key), kind | None):
                 raise ValueError(f"{key}={config[key]}")
         alphas = config.get("alpha_pattern") or {}
+        tokens = config.get("trainable_token_indices") or {}
+        # A list is of the input embedding, whatever it is called.
+        if isinstance(tokens, list):
+            tokens = {"": tokens}
         return AdapterSettings(
             alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
             rslora=bool(config.get("use_rslora")),
@@ -267,6 +393,14 @@ def read_settings(folder: Path) -> AdapterSettings:
             revision=config.get("revision"),
             task_type=config.get("task_type"),
             auto_mapping=config.get("auto_mapping"),
+            bias=config.get("bias") or "none",
+            saved=tuple(map(_name, config.get("modules_to_save") or ())),
+            ties=bool(config.get("ensure_weight_tying")),
+            extras={
+                LORA_BIAS: bool(config.get("lora_bias")),
+                MAGNITUDE: bool(config.get("use_dora")),
+            },
+            tokens={end: list(map(_row, rows)) for end, rows in tokens.items()},
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise broken(path, f"a setting is wrong ({shown(str(error))})") from None
@@ -278,7 +412,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     refused = list[str]()
     if config.get("peft_type") != "LORA":
         refused.append("peft_type")
-    if config.get("bias", "none") not in ("none", None):
+    if config.get("bias", "none") not in ("none", None, "all", "lora_only"):
         refused.append("bias")
     # PEFT accepts True but not 1, and in Python the two are equal.
     if (type(start), start) not in [(type(value), value) for value in HARMLESS_STARTS]:
@@ -290,9 +424,10 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     value = shown(str(config.get(key)))[:40]
     hint = ""
     if key == "init_lora_weights":
+        # The start changed the base, and the file does not say how.
         hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion"
     raise UserError(
-        f"adapter {folder}: {shown(key)}={value}: only plain LoRA adapters can be souped{hint}"
+        f"adapter {folder}: {shown(key)}={value}: adapters with this setting cannot be souped{hint}"
     )
 
 
@@ -303,10 +438,15 @@ def _number(key: str, value: Json) -> float:
     return float(value)
 
 
-def _name(key: str) -> str:
-    """A key of `alpha_pattern`. PEFT takes it for a regular expression; ValueError if it is more than a name."""
-    if not re.fullmatch(r"[\w.-]+", key):
-        raise ValueError(
-            f"alpha_pattern has the regular expression {key}: name the modules in full"
-        )
+def _row(value: Json) -> int:
+    """A number of a row (ValueError: it is not one)."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"trainable_token_indices has {value}")
+    return value
+
+
+def _name(key: Json) -> str:
+    """A name of modules. PEFT takes keys of `alpha_pattern` for regular expressions; ValueError for one."""
+    if not isinstance(key, str) or not re.fullmatch(r"[\w.-]+", key):
+        raise ValueError(f"{key} may be a regular expression: name the modules in full")
     return key

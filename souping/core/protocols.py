@@ -361,12 +361,14 @@ class WeightSamples:
 class AdapterShape:
     """What an engine must know before it takes a pool's soups as adapters.
 
-    `rank` is the largest rank of a soup; `modules` are the last parts of the adapted modules' names.
+    `rank` is the largest rank of a soup; `modules` are the last parts of the adapted modules' names. `settings` are
+    those of PEFT by which the adapters have tensors beside A and B.
     """
 
     base: Path
     rank: int
     modules: Names
+    settings: Names = ()
 
 
 @frozen
@@ -448,6 +450,10 @@ class Hosting:
     def module_settings(self) -> ModuleSettings:
         """How to load the live module."""
         return ModuleSettings()
+
+    def check_adapters(self, shape: AdapterShape) -> None:
+        """Refuse soups that stay adapters of this shape, if the engine cannot serve them (UserError)."""
+        return None
 
     @property
     def engine_version(self) -> str:

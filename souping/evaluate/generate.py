@@ -21,6 +21,7 @@ from souping.core.fields import (
     component,
 )
 from souping.core.protocols import (
+    AdapterShape,
     Evaluator,
     Hosting,
     LoadedModel,
@@ -75,6 +76,10 @@ class LiveHosting(Hosting):
         if self.engine is None:
             return self.machine.module_settings()
         return self.engine.module_settings(self.machine)
+
+    def check_adapters(self, shape: AdapterShape) -> None:
+        if self.engine is not None:
+            self.engine.check_adapters(shape)
 
     @property
     def engine_version(self) -> str:

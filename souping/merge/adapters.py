@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.compatibility import check_tokenizer, compare_tokenizers, same_values, tied
+from souping.checkpoints.compatibility import check_tokenizer, compare_tokenizers
 from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
-from souping.checkpoints.folder import TIED
-from souping.checkpoints.header import FLOATS, TORCH_NAMES, Tensor, inside, small
+from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.checkpoints.hub import cached_name, parse_name
-from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter, FactorPair
+from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter
 from souping.checkpoints.views import Float32
-from souping.core.files import expanded, folder_at
 from souping.core.folders import staged
 from souping.core.protocols import AdapterShape
-from souping.core.text import shown
+from souping.core.text import listed, shown
 from souping.core.types import FloatArray, Folders, Json, Names, Recipe, TokenIds, UserError
 from souping.core.weight_similarity import PoolSimilarity
 from souping.merge import (
@@ -31,13 +28,16 @@ from souping.merge import (
     LoadableModel,
     OptionalProgress,
     SoupPlan,
+    adapter_files,
     factors,
 )
 from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.backend import MergeBackend, check_adapter_settings
+from souping.merge.changes import DORA, Change, Changes, Update, changes_of
 from souping.merge.live import LiveModule
 from souping.merge.methods import torch_dtype
 from souping.merge.plan import base_name, tokenizer_source
+from souping.merge.sites import Site, find_base, sites
 from souping.merge.soup_files import (
     RECIPE,
     companion_files,
@@ -50,8 +50,6 @@ from souping.merge.weight_samples import FEWEST_BLOCKS, update_similarity
 if TYPE_CHECKING:
     import torch
 
-CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-"""Model types whose linear layers are stored [in, out] (transformers' Conv1D)."""
 UPDATE_ROWS = 8
 """Rows in the middle of an adapter's B that are compared in a module, at most."""
 
@@ -95,9 +93,13 @@ class AdapterPool(CandidatePool):
                 f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first"
             )
         self.sites = sites(self.base, self.adapters)
+        mixed = _not_kept(self.changes(dict.fromkeys(self.adapters, 1.0)))
+        self._merged = merge.adapters == "merge" or bool(mixed)
         # A full model cannot hold what adapters make of a tied weight.
-        if merge.adapters == "merge":
-            factors.refuse_shared(self.sites, modules=self.sites)
+        if self._merged:
+            if merge.rank is not None:
+                raise UserError(f"{mixed}: leave merge.rank out, which is for adapters")
+            adapter_files.refuse_shared(self.sites.values())
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = dict[str, str]()
         for name, adapter in self.adapters.items():
@@ -107,6 +109,8 @@ class AdapterPool(CandidatePool):
         self._similarities = dict[Names, PoolSimilarity | None]()
         self.base_name = base_name(folders)
         self._warnings = self._compare_tokenizers()
+        if mixed and merge.adapters == "keep":
+            self._warnings.append(f"{mixed}: soups are full models, as with merge.adapters=merge")
         # {name: checkpoint} of the adapters and the base.
         self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
         self._opened[self.base_name] = self.base
@@ -147,27 +151,25 @@ class AdapterPool(CandidatePool):
             similarity = PoolSimilarity(models={}, groups=(), lowest=None, blocks=0)
         used = {name: weight for name, weight in weights.items() if weight}
         reader = factors.TensorReader(self._opened)
-        error = factors.truncation_error(reader, self.shares(used), self._merge.rank)
+        shares = adapter_files.factor_shares(self.changes(used))
+        error = factors.truncation_error(reader, shares, self._merge.rank)
         return replace(similarity, truncation=error)
 
     def stored_values(self, name: str, update: bool) -> Mapping[str, Float32]:
         """As `CandidatePool.stored_values`: rows in the middle of every weight that an adapter of the pool changes."""
         reader = factors.TensorReader(self._opened)
-        parts = self.adapters[name].parts
+        changes = self.changes({name: 1.0})
         values = dict[str, Float32]()
-        for module, site in self.sites.items():
+        for parameter, site in self.sites.items():
             # Its tensor may also be another module's.
-            if site.shared:
+            if site.shared or site.absent:
                 continue
+            soup = Update(changes.get(parameter, Change(site)), reader, self.base_name)
             middle = site.tensor.shape[0] // 2
-            rows = reader.rows(self.base_name, site.tensor, middle, min(UPDATE_ROWS, middle))
+            rows = soup.base_rows(middle, min(UPDATE_ROWS, middle))
             if update:
                 rows = np.zeros_like(rows)
-            if module in parts:
-                share = (name, parts[module], 1.0)
-                product = factors.product(reader, [share], factors.FULL, site.transposed)
-                rows = product.added(rows, middle)
-            values[site.tensor.name] = rows.reshape(-1)
+            values[site.tensor.name] = soup.added(rows, middle).reshape(-1)
         return values
 
     def _updates(self, names: Names) -> Iterator[FloatArray]:
@@ -233,13 +235,18 @@ class AdapterPool(CandidatePool):
     @property
     def adapter_shape(self) -> AdapterShape | None:
         """The shape of a soup of all adapters, which is the largest; None if soups are full models."""
-        if self._merge.adapters == "merge":
+        if self._merged:
             return None
-        shares = self.shares(dict.fromkeys(self.names, 1.0))
+        changes = self.changes(dict.fromkeys(self.names, 1.0))
+        shares = adapter_files.factor_shares(changes)
+        settings = set[str]()
+        for change in adapter_files.trained_in(changes):
+            settings.update(change.kinds)
         return AdapterShape(
             base=self.base.folder,
             rank=factors.soup_rank(shares, self._merge.rank),
             modules=tuple(sorted({module.rpartition(".")[2] for module in shares})),
+            settings=tuple(sorted(settings)),
         )
 
     @property
@@ -248,16 +255,19 @@ class AdapterPool(CandidatePool):
         shape = self.adapter_shape
         if shape is not None:
             # A [rank, in] and B [out, rank], in fp32 at most.
-            elements = sum(sum(site.tensor.shape) for site in self.sites.values())
-            return 4 * shape.rank * elements + self.base.side_bytes
+            elements = 0
+            for change in self.changes(dict.fromkeys(self.names, 1.0)).values():
+                tensor = change.site.tensor
+                elements += shape.rank * sum(tensor.shape) if change.pairs else tensor.count
+            return 4 * elements + self.base.side_bytes
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 
     def recipe(self, weights: Mapping[str, float]) -> Recipe:
         """The recipe of {adapter: weight}; its settings are those that decide the soup's numbers. Zeros are dropped."""
         chosen = [name for name in self.adapters if weights.get(name)]
-        merged = self._merge.adapters == "merge"
+        merged = self._merged
         settings: dict[str, Json] = {
-            "adapters": self._merge.adapters,
+            "adapters": "merge" if merged else "keep",
             "base": self.base_fingerprint,
         }
         if self._merge.rank is not None:
@@ -303,21 +313,22 @@ class AdapterPool(CandidatePool):
         recipe = plan.recipe
         nonfinite = self._merge.nonfinite
         reader = self.reader()
-        shares = self.shares(recipe.shares)
+        changes = self.changes(recipe.shares)
         if _merged(recipe):
-            full = factors.base_plan(
+            full = adapter_files.base_plan(
                 recipe, self.base_name, self.base, self._merge.shard_bytes, nonfinite
             )
-            factors.write_model(full, stage, self.sites, shares, reader, progress)
+            adapter_files.write_model(full, stage, changes, reader, progress)
             text = recipe_text(recipe, plan.tokenizer_source, nonfinite, full.max_shard_size)
             return {**companion_files(full), RECIPE: text}
-        rank = factors.soup_rank(shares, _rank_limit(recipe))
+        rank = factors.soup_rank(adapter_files.factor_shares(changes), _rank_limit(recipe))
         dtype = TORCH_NAMES[recipe.dtype]
-        factors.write_weights(stage / ADAPTER_WEIGHTS, shares, dtype, rank, reader, progress)
+        path = stage / ADAPTER_WEIGHTS
+        adapter_files.write_weights(path, changes, reader, self.base_name, dtype, rank, progress)
         used = {name: self.adapters[name] for name in recipe.ingredients}
         text = recipe_text(recipe, plan.tokenizer_source, nonfinite)
         return {
-            CONFIG: factors.adapter_config_text(shares, rank, used, self.base.folder),
+            CONFIG: adapter_files.adapter_config_text(changes, rank, used, self.base.folder),
             RECIPE: text,
         }
 
@@ -327,7 +338,7 @@ class AdapterPool(CandidatePool):
         If soups are full models of another dtype, all of the base is rounded to it here, as in the written model.
         """
         dtype = self._merge.dtype
-        if self._merge.adapters == "merge" and dtype is not None and dtype != self.base.dtype:
+        if self._merged and dtype is not None and dtype != self.base.dtype:
             models = Alignment({"base": self.base})
             rounded = LiveModule(models, module, nonfinite=self._merge.nonfinite)
             rounded.load_soup(lone_recipe("base", dtype))
@@ -342,13 +353,9 @@ class AdapterPool(CandidatePool):
         for name in (*recipe.ingredients, self.base_name):
             self._opened[name].check_unchanged()
 
-    def shares(self, weights: Mapping[str, float]) -> dict[str, list[factors.AdapterShare]]:
-        """{module: [(adapter, its factors, its weight)]} of all modules that adapters with a weight change."""
-        shares: dict[str, list[factors.AdapterShare]] = {}
-        for name, weight in weights.items():
-            for module, pair in self.adapters[name].parts.items():
-                shares.setdefault(module, []).append((name, pair, weight))
-        return shares
+    def changes(self, weights: Mapping[str, float]) -> dict[str, Change]:
+        """{parameter: what the adapters with a weight make of it}"""
+        return changes_of(self.sites, self.adapters, weights)
 
     def close(self) -> None:
         """Close the backend, as a pool of full models does."""
@@ -357,6 +364,20 @@ class AdapterPool(CandidatePool):
     def _tokenizer_source(self, recipe: Recipe) -> str:
         """The adapter whose tokenizer the soup gets: that of `merge.tokenizer_from`, else the recipe's first."""
         return tokenizer_source(self._merge.tokenizer_from, recipe) or recipe.ingredients[0]
+
+
+def _not_kept(changes: Changes) -> str:
+    """Why a soup of all adapters cannot stay an adapter; empty if it can."""
+    biased = any("lora_bias" in change.kinds for change in changes.values())
+    for change in changes.values():
+        what = shown(change.site.parameter)
+        if biased and any(pair.embedding for _, pair, _ in change.pairs):
+            return f"PEFT has no lora_bias for embeddings ({what})"
+        if DORA in change.kinds:
+            return f"DoRA ({what}) is not linear in its adapters"
+        if len(change.kinds) > 1:
+            return f"adapters change {what} in different ways ({listed(change.kinds)})"
+    return ""
 
 
 def _merged(recipe: Recipe) -> bool:
@@ -379,72 +400,74 @@ class AdapterLive(LoadableModel):
     def __init__(self, pool: AdapterPool, module: torch.nn.Module) -> None:
         self._pool = pool
         self._reader = pool.reader()
-        # Live submodules by the adapters' names of modules.
+        # {parameter that some adapter changes: live submodule with it}
         self._owners = {name: _owner(module, site) for name, site in pool.sites.items()}
         _untie(module, [site for site in pool.sites.values() if site.shared])
-        # Modules whose weights are not the base's now.
+        # Parameters whose values are not the base's now.
         self._changed: set[str] = set()
 
     def load_soup(self, recipe: Recipe) -> None:
-        """Put the recipe's soup into the module, in place. Modules that only other adapters change get the base's
-        weight back.
+        """Put the recipe's soup into the module, in place. What only other adapters change gets the base's values back.
 
         Raises:
             UserError: a file has changed, or a value is not finite (the module then holds a part of the soup).
         """
         self._pool.check_unchanged(recipe)
-        shares = self._pool.shares(recipe.shares)
-        for name in sorted(self._changed | set(shares)):
-            self._fill(name, shares.get(name, ()), recipe)
-        self._changed = set(shares)
+        changes = self._pool.changes(recipe.shares)
+        for name in sorted(self._changed | set(changes)):
+            self._fill(name, changes.get(name, Change(self._pool.sites[name])), recipe)
+        self._changed = set(changes)
 
-    def _fill(self, name: str, shares: Sequence[factors.AdapterShare], recipe: Recipe) -> None:
-        """Fill one module's weight with the base's, plus the product of the module's `shares`, if it has any.
+    def _fill(self, name: str, change: Change, recipe: Recipe) -> None:
+        """Fill one parameter with the base's values and their change, if there is one.
 
-        The numbers are those of the written soup. An adapter has factors in the soup's dtype. A full model ("merged")
-        is made of fp32 factors, and only the sum is rounded to the soup's dtype.
+        The numbers are those of the written soup. An adapter has tensors in the soup's dtype. A full model ("merged")
+        is made of fp32 tensors, and only the sum is rounded to the soup's dtype.
         """
         import torch
 
-        site = self._pool.sites[name]
-        target = self._owners[name].get_parameter("weight")
+        tensor = change.site.tensor
+        target = self._owners[name].get_parameter(name.rpartition(".")[2])
         merged = _merged(recipe)
-        product: factors.Product | None = None
-        if shares:
-            dtype = factors.FULL if merged else TORCH_NAMES[recipe.dtype]
-            limit = _rank_limit(recipe)
-            product = factors.product(self._reader, shares, dtype, site.transposed, limit)
+        dtype = factors.FULL if merged else TORCH_NAMES[recipe.dtype]
+        soup = Update(change, self._reader, self._pool.base_name, dtype, _rank_limit(recipe))
         with torch.no_grad():
-            for first, count in factors.blocks_of(site.tensor.shape):
-                base = self._reader.rows(self._pool.base_name, site.tensor, first, count)
-                sums = torch.tensor(base if product is None else product.added(base, first))
+            for first, block in soup.blocks():
+                sums = torch.tensor(block)
                 if merged:
                     # A soup of several dtypes has each tensor in the base's own.
-                    sums = sums.to(torch_dtype(TORCH_NAMES.get(recipe.dtype) or site.tensor.dtype))
-                self._reader.check_soup(sums.float().cpu().numpy(), site.tensor.name)
-                target[first : first + count].copy_(sums)
+                    sums = sums.to(torch_dtype(TORCH_NAMES.get(recipe.dtype) or tensor.dtype))
+                self._reader.check_soup(sums.float().cpu().numpy(), tensor.name)
+                target[first : first + len(block)].copy_(sums)
 
 
-def _owner(module: torch.nn.Module, site: factors.Site) -> torch.nn.Module:
-    """The live submodule that owns the adapted weight.
+def _owner(module: torch.nn.Module, site: Site) -> torch.nn.Module:
+    """The live submodule that owns the changed parameter. A bias that is absent is made.
 
     Raises:
         UserError: the module has none of that name and shape.
     """
+    import torch
+
     # The adapters may have been trained on the model with or without its head.
     prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    last = site.parameter.rpartition(".")[2]
     for name in (site.module, prefix + site.module, site.module.removeprefix(prefix)):
         with suppress(AttributeError):  # no submodule of that name
             owner = module.get_submodule(name)
-            weight = dict(owner.named_parameters(recurse=False)).get("weight")
-            if weight is not None and tuple(weight.shape) == site.tensor.shape:
+            parameters = dict(owner.named_parameters(recurse=False))
+            if site.absent and last not in parameters:
+                zeros = parameters["weight"].new_zeros(site.tensor.shape)
+                parameters[last] = torch.nn.Parameter(zeros, requires_grad=False)
+                owner.register_parameter(last, parameters[last])
+            if last in parameters and tuple(parameters[last].shape) == site.tensor.shape:
                 return owner
     raise UserError(
         f"the adapters change {shown(site.module)}, which the loaded base model does not have"
     )
 
 
-def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
+def _untie(module: torch.nn.Module, shared: Sequence[Site]) -> None:
     """Give weights that are tied to another module's a storage of their own: adapters change only one of the two."""
     import torch
 
@@ -452,168 +475,3 @@ def _untie(module: torch.nn.Module, shared: Sequence[factors.Site]) -> None:
         owner = _owner(module, site)
         weight = owner.get_parameter("weight").detach().clone()
         owner.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
-
-
-# What adapters change in the base
-
-
-def find_base(
-    adapters: Mapping[str, Adapter], folder: str | None, allow_pickle: bool = False
-) -> Checkpoint:
-    """Open the one base of all adapters: `folder` (merge.base_model) if it is given, else the one in their configs.
-
-    Raises:
-        UserError: adapters name different bases or revisions, or the base is not a folder here.
-    """
-    first, *later = adapters
-    settings = adapters[first].settings
-    for name in later:
-        _same_base(first, adapters[first], name, adapters[name])
-    if folder:
-        path: Path | None = expanded(folder, "merge.base_model")
-        what = f"merge.base_model={folder}"
-    else:
-        path = folder_at(settings.base)
-        what = f"the adapters' base model {shown(str(settings.base))}"
-    if path is None or not path.is_dir():
-        raise UserError(f"{what} is not a folder here: set merge.base_model=FOLDER")
-    return Checkpoint.open(path, allow_pickle)
-
-
-def _same_base(a: str, a_adapter: Adapter, b: str, b_adapter: Adapter) -> None:
-    """Refuse adapters `a` and `b` whose configs name different base models. Two names may be of one folder."""
-    a_settings = a_adapter.settings
-    b_settings = b_adapter.settings
-    a_base = shown(str(a_settings.base))
-    if a_settings.base != b_settings.base:
-        folder = folder_at(a_settings.base)
-        if folder is None or folder != folder_at(b_settings.base):
-            b_base = shown(str(b_settings.base))
-            raise UserError(
-                f"adapters {a} and {b} are over different base models, {a_base} and {b_base}"
-            )
-    if (a_settings.revision or "main") != (b_settings.revision or "main"):
-        raise UserError(f"adapters {a} and {b} are over different revisions of {a_base}")
-
-
-def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, factors.Site]:
-    """{module: site} of every module that an adapter changes, sorted by name.
-
-    Raises:
-        UserError: the base has no such module, a shape does not fit, the base's weight is quantised, or full weights
-            saved with the factors are not the base's.
-    """
-    modules = set[str]()
-    for adapter in adapters.values():
-        modules.update(adapter.parts)
-    # The shape of a square weight does not show whether it is stored [in, out]: the configs say so.
-    flagged = any(adapter.settings.transposed for adapter in adapters.values())
-    square_transposed = flagged or base.config.get("model_type") in CONV1D
-    by_module = {
-        module: _site(base, module, adapters, square_transposed) for module in sorted(modules)
-    }
-
-    # Adapters of a whole model and of its inner one call a weight by different names.
-    first_modules = dict[str, str]()
-    for site in by_module.values():
-        first = first_modules.setdefault(site.tensor.name, site.module)
-        if first != site.module and not site.shared:
-            raise UserError(
-                f"adapters call {site.tensor.name} by two names, {shown(first)} and {shown(site.module)}"
-            )
-    for name, adapter in adapters.items():
-        _full_weights_are_base(base, name, adapter)
-    return by_module
-
-
-def _site(
-    base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square_transposed: bool
-) -> factors.Site:
-    """The weight that the adapters' product at a module is added to (UserError: there is none that fits).
-
-    The shape shows whether it is stored [in, out]; for a square one, `square_transposed` says it.
-    """
-    pairs = dict[str, FactorPair]()
-    for name, adapter in adapters.items():
-        if module in adapter.parts:
-            pairs[name] = adapter.parts[module]
-    first, first_pair = next(iter(pairs.items()))
-    tensor = weight_of(base, module) or _tied_embedding(base, module)
-    if tensor is None:
-        raise UserError(
-            f"adapter {first} adapts {shown(module)}, which the base {base.folder} does not have"
-        )
-    if tensor.dtype not in FLOATS:
-        raise UserError(
-            f"{tensor.name} of the base is {tensor.dtype}, not a float: use the base's float original"
-        )
-    for name, pair in pairs.items():
-        if pair.embedding != first_pair.embedding or not _fits(pair, tensor):
-            raise UserError(
-                f"adapter {name}, {shown(module)}: A {list(pair.a.shape)} and B {list(pair.b.shape)} do not fit the "
-                f"base's weight {list(tensor.shape)}"
-            )
-    rows = first_pair.b.shape[0]
-    columns = first_pair.a.shape[1]
-    transposed = first_pair.embedding or tensor.shape != (rows, columns)
-    if rows == columns and square_transposed:
-        transposed = True
-    shared = _shared(base, module, tensor, first_pair.embedding)
-    return factors.Site(module, tensor, transposed, shared)
-
-
-def _fits(pair: FactorPair, tensor: Tensor) -> bool:
-    """Whether a weight has the shape of B A or of its transpose; an embedding is always transposed."""
-    rows = pair.b.shape[0]
-    columns = pair.a.shape[1]
-    if tensor.shape == (columns, rows):
-        return True
-    return tensor.shape == (rows, columns) and not pair.embedding
-
-
-def weight_of(base: Checkpoint, module: str) -> Tensor | None:
-    """The module's weight in the base: by its name, else by the only name that differs just in leading parts."""
-    name = f"{module}.weight"
-    if name in base.tensors:
-        return base.tensors[name]
-    matching = [tensor for key, tensor in base.tensors.items() if key.endswith(f".{name}")]
-    _, _, shorter = name.partition(".")
-    if shorter in base.tensors and shorter != "weight":
-        matching.append(base.tensors[shorter])
-    return matching[0] if len(matching) == 1 else None
-
-
-def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
-    """The embedding whose weight a head without its own shares; None for other modules, or if it is not unique."""
-    if f"{module.rpartition('.')[2]}.weight" not in TIED:
-        return None
-    vocab = base.config.get("vocab_size")
-    matrices = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab]
-    embeddings = [t for t in matrices if "embed" in t.name]
-    # GPT-2's name for the embedding.
-    if not embeddings:
-        embeddings = [t for t in base.tensors.values() if t.name.endswith("wte.weight")]
-    return embeddings[0] if len(embeddings) == 1 else None
-
-
-def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> bool:
-    """Whether the module's weight is also another module's: a tied head, or the embedding that a head is tied to."""
-    # Without a weight of its own, the module was found by its tied embedding.
-    if weight_of(base, module) is None:
-        return True
-    twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]
-    vocabulary = tensor.shape[0] == base.config.get("vocab_size")
-    if embedding and vocabulary and not twins:
-        return True
-    head = f"{module.rpartition('.')[2]}.weight" in TIED
-    return tied(base) and (head or (embedding and vocabulary))
-
-
-def _full_weights_are_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
-    """Refuse an adapter with full weights that are not the base's: PEFT saves embeddings, and may have trained them."""
-    for module, tensor in adapter.whole.items():
-        base_tensor = weight_of(base, module) or _tied_embedding(base, module)
-        if base_tensor is None or not same_values(adapter.checkpoint, tensor, base, base_tensor):
-            raise UserError(
-                f"adapter {name} has a whole weight of {shown(module)} that is not the base's"
-            )

@@ -11,30 +11,21 @@ base + sum_i w_i s_i B_i A_i, rounded once to the output dtype.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
-from souping.checkpoints.header import Tensor, header_bytes, size_of
-from souping.checkpoints.hub import cached_name
-from souping.checkpoints.lora import Adapter, FactorPair
+from souping.checkpoints.checkpoint import Checkpoints
+from souping.checkpoints.header import Tensor, size_of
+from souping.checkpoints.lora import FactorPair
 from souping.checkpoints.views import Float32, Raw, widen
-from souping.core.open_files import write_at
 from souping.core.text import shown
-from souping.core.types import FloatArray, Recipe, UserError
-from souping.merge import OptionalProgress
-from souping.merge.alignment import Alignment, lone_recipe
+from souping.core.types import FloatArray, UserError
 from souping.merge.methods import narrow
-from souping.merge.mixing import chunks
-from souping.merge.plan import MergePlan, PlannedTensor
-from souping.merge.writer import fill_shards, make_shards
 
 log = logging.getLogger(__name__)
 # of a weight that are worked on at once: memory does not grow with the model
@@ -45,20 +36,6 @@ AdapterShare = tuple[str, FactorPair, float]
 """(name of an adapter, its factors in a module, its weight in the soup)."""
 AdapterShares = Mapping[str, Sequence[AdapterShare]]
 """{module: shares of the adapters that change it}, in the recipe's order."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """Weight that the product of an adapted `module` is added to: `tensor` of the base, [rows, columns].
-
-    `transposed` where the weight is stored [in, out] (embeddings, Conv1D). `shared` where the base stores one tensor
-    for the input embedding and the output head, and only one of them is adapted by this module's adapters.
-    """
-
-    module: str
-    tensor: Tensor
-    transposed: bool
-    shared: bool = False
 
 
 class TensorReader:
@@ -185,14 +162,18 @@ class Product:
         self.right: FloatArray = (b.T if transposed else a).astype(np.float64)
 
     def added(self, base: Float32, start: int) -> Float32:
-        """`base` [n, columns], the rows of the weight from `start` on, plus the product: fp64, rounded to fp32.
+        """`total`, rounded to fp32."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.total(base, start).astype(np.float32)
+
+    def total(self, base: Float32, start: int) -> FloatArray:
+        """`base` [n, columns], the rows of the weight from `start` on, plus the product, in fp64.
 
         fp64 keeps the sum independent of how a matrix library splits the work, so that loading and writing agree.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = self.left[start : start + len(base)].astype(np.float64) @ self.right
-            total += base
-            return total.astype(np.float32)
+        total: FloatArray = self.left[start : start + len(base)].astype(np.float64) @ self.right
+        total += base
+        return total
 
 
 def product(
@@ -213,157 +194,7 @@ def rank_of(shares: Sequence[AdapterShare]) -> int:
     return sum(pair.rank for _, pair, _ in shares)
 
 
-def write_weights(
-    path: Path,
-    shares: AdapterShares,
-    dtype: str,
-    rank: int,
-    reader: TensorReader,
-    progress: OptionalProgress = None,
-) -> None:
-    """Write adapter_model.safetensors, one module at a time: A and B of the soup, padded or truncated to `rank`.
-
-    Raises:
-        UserError: a file ended early, or a value is not finite.
-    """
-    size = size_of(dtype)
-    tensors: list[tuple[str, str, Sequence[int], int, int]] = []
-    total = 0
-    for module in sorted(shares):
-        # In one module, the adapters' factors differ only in rank: the first adapter's give the other sizes.
-        _, pair, _ = shares[module][0]
-        shapes = ((rank, pair.a.shape[1]), (pair.b.shape[0], rank))
-        for key, shape in zip(pair.keys, shapes, strict=True):
-            nbytes = math.prod(shape) * size
-            tensors.append((key, dtype, shape, total, nbytes))
-            total += nbytes
-    with path.open("xb") as file:
-        start = file.write(header_bytes(tensors))
-        for module in sorted(shares):
-            _, pair, _ = shares[module][0]
-            soup_factors = join(reader, shares[module], dtype, rank)
-            for key, raw in zip(pair.keys, soup_factors, strict=True):
-                reader.check_soup(widen(raw, dtype), key)
-                file.write(np.ascontiguousarray(raw).data)
-                if progress is not None:
-                    progress(file.tell() - start, total)
-
-
 def soup_rank(shares: AdapterShares, limit: int | None) -> int:
     """The rank of all modules: the largest, but not above `limit`. Not all servers read PEFT's `rank_pattern`."""
-    largest = max(map(rank_of, shares.values()))
+    largest = max(map(rank_of, shares.values()), default=1)
     return min(largest, limit or largest)
-
-
-def adapter_config_text(
-    shares: AdapterShares, rank: int, adapters: Mapping[str, Adapter], base: Path
-) -> str:
-    """adapter_config.json of the soup: alpha = rank, so that PEFT scales by exactly 1.
-
-    The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.
-    """
-    settings = [adapter.settings for adapter in adapters.values()]
-    name = str(base.resolve())
-    revision = None
-    cached = cached_name(name)
-    if cached:
-        name, _, revision = cached.partition("@")
-    # The adapters' revision is one of the base that they name.
-    if name == settings[0].base:
-        revision = settings[0].revision
-    task_types = (setting.task_type for setting in settings)
-    table = {
-        "auto_mapping": settings[0].auto_mapping,
-        "base_model_name_or_path": name,
-        "bias": "none",
-        "fan_in_fan_out": any(setting.transposed for setting in settings),
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": rank,
-        "revision": revision,
-        "target_modules": sorted(shares),
-        "task_type": next((task for task in task_types if task is not None), None),
-        "use_dora": False,
-        "use_rslora": False,
-    }
-    return json.dumps(table, indent=2) + "\n"
-
-
-def base_plan(
-    recipe: Recipe, name: str, base: Checkpoint, shard_bytes: int, nonfinite: str
-) -> MergePlan:
-    """The plan of a full model: the tensors of the base, called `name`, in the recipe's dtype, with the recipe itself.
-
-    `write_model` replaces those that adapters change.
-    """
-    plan = Alignment({name: base}).plan(
-        lone_recipe(name, recipe.dtype), shard_bytes=shard_bytes, nonfinite=nonfinite
-    )
-    return replace(plan, recipe=recipe)
-
-
-def write_model(
-    plan: MergePlan,
-    stage: Path,
-    sites: Mapping[str, Site],
-    shares: AdapterShares,
-    reader: TensorReader,
-    progress: OptionalProgress = None,
-) -> None:
-    """Write all shards into the folder `stage`: tensors of the base copied, the adapted ones computed in blocks.
-
-    Raises:
-        UserError: a tensor is shared with one that is not adapted, a file ended early, or a value is not finite.
-    """
-    refuse_shared(sites, shares)
-    modules = {sites[module].tensor.name: module for module in shares}
-    adapted = [tensor for tensor in plan.tensors if tensor.name in modules]
-    others = [tensor for tensor in plan.tensors if tensor.name not in modules]
-    make_shards(plan, stage)
-    copied = chunks(replace(plan, tensors=tuple(others)))
-    if progress is None:
-        fill_shards(plan, stage, work=copied)
-    else:
-        fill_shards(plan, stage, lambda count, _: progress(count, plan.nbytes), work=copied)
-    done = sum(tensor.nbytes for tensor in others)
-    for tensor in adapted:
-        module = modules[tensor.name]
-        _write_tensor(plan, tensor, stage, sites[module], shares[module], reader)
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, plan.nbytes)
-
-
-def refuse_shared(sites: Mapping[str, Site], modules: AdapterShares | Mapping[str, Site]) -> None:
-    """Refuse `modules` whose weight is tied to another one's: a full model cannot hold two values of it."""
-    shared = [module for module in modules if sites[module].shared]
-    if shared:
-        advice = "keep the soup an adapter, merge.adapters=keep"
-        raise UserError(
-            f"the adapters change {shown(shared[0])}, whose weight the base ties to another module: {advice}"
-        )
-
-
-def _write_tensor(
-    plan: MergePlan,
-    tensor: PlannedTensor,
-    stage: Path,
-    site: Site,
-    shares: Sequence[AdapterShare],
-    reader: TensorReader,
-) -> None:
-    """Write one adapted tensor at its place in its shard: the base's rows plus the product, block by block."""
-    soup_product = product(reader, shares, FULL, site.transposed)
-    start = len(plan.header(tensor.shard)) + tensor.offset
-    with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
-        for first, count in blocks_of(tensor.shape):
-            # The plan's only ingredient is the base.
-            base = reader.rows(plan.ingredients[0].name, site.tensor, first, count)
-            out = narrow(soup_product.added(base, first).reshape(-1), tensor.dtype)
-            reader.check_soup(widen(out, tensor.dtype), tensor.name)
-            write_at(file.fileno(), out.data, start)
-            start += len(out)

@@ -102,6 +102,10 @@ def check_pool(settings: RunSettings, pool: RunPool, evaluators: EvaluatorItems)
     (UserError)."""
     settings.pool.check_weights(pool.weights_in)
     check_tokenizers(pool, evaluators)
+    shape = pool.merge_pool.adapter_shape
+    if shape is not None:
+        for evaluator, _ in evaluators:
+            evaluator.hosting.check_adapters(shape)
 
     def check(ingredients: Names) -> None:
         pool.merge_pool.plan(pool.uniform(ingredients))

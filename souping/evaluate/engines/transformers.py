@@ -19,7 +19,14 @@ import numpy as np
 
 from souping.checkpoints.folder import has_weights
 from souping.core.fields import component
-from souping.core.protocols import Component, LoadedModel, ModelForm, ModelHost, ModuleSettings
+from souping.core.protocols import (
+    AdapterShape,
+    Component,
+    LoadedModel,
+    ModelForm,
+    ModelHost,
+    ModuleSettings,
+)
 from souping.core.text import first_line
 from souping.core.types import Item, JsonObject, Names, Outcome, T, TokenIds, UserError, frozen
 from souping.evaluate.machine import MachineSettings
@@ -205,6 +212,10 @@ class Engine(Component, ABC):
     def module_settings(self, machine: MachineSettings) -> ModuleSettings:
         """How the live module is loaded."""
         return machine.module_settings()
+
+    def check_adapters(self, shape: AdapterShape) -> None:
+        """Refuse soups that stay adapters of this shape, if the engine cannot serve them (UserError)."""
+        return None
 
     @property
     def host(self) -> ModelHost | None:

@@ -144,6 +144,9 @@ class VllmEngine(Engine):
         settings = machine.module_settings()
         return replace(settings, device="cpu", dtype=machine.dtype or "auto")
 
+    def check_adapters(self, shape: AdapterShape) -> None:
+        adapter_arguments(shape)
+
     @property
     def host(self) -> ModelHost:
         fraction = float(self.arguments[GPU_FRACTION])
@@ -367,7 +370,11 @@ ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def adapter_arguments(shape: AdapterShape) -> JsonObject:
-    """The keyword arguments of `vllm.LLM` for adapters of this shape, one at a time (UserError: too high a rank)."""
+    """The keyword arguments of `vllm.LLM` for adapters of this shape, one at a time (UserError: it takes none such)."""
+    if shape.settings:
+        raise UserError(
+            f"vLLM serves no adapters with {listed(shape.settings)}: set merge.adapters=merge"
+        )
     if shape.rank > ADAPTER_RANKS[-1]:
         raise UserError(
             f"vLLM takes adapters of rank {ADAPTER_RANKS[-1]} at most, and soups of these have up to {shape.rank}: "

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.types import UserError
-from souping.merge.adapters import AdapterPool, weight_of
+from souping.merge.adapters import AdapterPool
 from souping.merge.local import LocalMerge
+from souping.merge.sites import named_tensor
 from tests.conftest import Cli, pool_of
 from tests.support.adapters import PREFIX, change_config, deltas, save_adapter, weighted
 from tests.support.checkpoints import save
@@ -564,7 +565,7 @@ def test_a_module_is_found_by_its_name_but_for_leading_parts(
     tmp_path: Path, names: tuple[str, ...], module: str, found: str | None
 ) -> None:
     folder = save(tmp_path / "base", {name: torch.zeros(2, 3) for name in names})
-    tensor = weight_of(Checkpoint.open(folder), module)
+    tensor = named_tensor(Checkpoint.open(folder), f"{module}.weight")
     assert (None if tensor is None else tensor.name) == found
 
 

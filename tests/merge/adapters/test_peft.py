@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 
 from souping.core.types import UserError
@@ -19,46 +18,13 @@ from souping.merge.adapters import AdapterPool
 from souping.merge.local import LocalMerge
 from tests.conftest import Cli
 from tests.support.adapters import save_adapter
+from tests.support.peft_models import close, forward, load_base, save_base
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 WEIGHTS = {"a": 0.2, "b": 0.5, "c": 0.3}
-IDS = torch.tensor([[5, 17, 33, 60, 2, 9, 41]])
 Settings = dict[str, Any]
-
-
-def small_config(kind: str, tie: bool) -> transformers.PreTrainedConfig:
-    if kind == "gpt2":
-        return transformers.GPT2Config(
-            vocab_size=71, n_embd=24, n_layer=2, n_head=3, n_positions=16
-        )
-    shape = {"vocab_size": 71, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    shape["num_key_value_heads"] = 2
-    if kind == "mixtral":
-        return transformers.MixtralConfig.from_dict(
-            {**shape, "intermediate_size": 16, "num_local_experts": 3}
-        )
-    return transformers.LlamaConfig.from_dict(
-        {**shape, "intermediate_size": 40, "tie_word_embeddings": tie}
-    )
-
-
-def save_base(
-    folder: Path, kind: str = "llama", tie: bool = False, dtype: torch.dtype = torch.float32
-) -> Path:
-    torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(small_config(kind, tie))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.15)
-    model.to(dtype).save_pretrained(folder)
-    return folder
-
-
-def load_base(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
@@ -69,6 +35,8 @@ def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
         for name, parameter in model.named_parameters():
             if "lora_" in name and "magnitude" not in name:
                 parameter.copy_(torch.randn(parameter.shape) / 4)
+            elif parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) / 8)
     model.save_pretrained(folder)
     return folder
 
@@ -92,16 +60,6 @@ def products(base: Path, folder: Path) -> dict[str, torch.Tensor]:
         if isinstance(m, peft.tuners.lora.LoraLayer)
     }
     return {name: layer.get_delta_weight("default").detach() for name, layer in layers.items()}
-
-
-def forward(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        logits: torch.Tensor = model(IDS).logits
-    return logits.double()
-
-
-def close(a: torch.Tensor, b: torch.Tensor, rounding: float = 2**-21) -> None:
-    assert (a.double() - b.double()).abs().max() <= rounding * b.double().abs().max()
 
 
 QV = {"target_modules": ["q_proj", "v_proj"]}
@@ -253,9 +211,6 @@ def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Settings, str]] = {
-    "dora": ({"use_dora": True}, "use_dora"),
-    "bias": ({"bias": "lora_only"}, "bias=lora_only"),
-    "modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "replication": ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa.*path_initial_model"),
     "parameters": (
@@ -269,9 +224,6 @@ REFUSED: dict[str, tuple[Settings, str]] = {
 def test_an_adapter_that_is_no_plain_lora_is_refused_by_name(case: str, tmp_path: Path) -> None:
     settings, needle = REFUSED[case]
     base = save_base(tmp_path / "base")
-    if case == "bias":
-        config = transformers.AutoConfig.from_pretrained(base, attention_bias=True)
-        AutoModelForCausalLM.from_config(config).save_pretrained(base)
     with pytest.raises(UserError, match=needle):
         pool_of(tmp_path, base, {"a": {"r": 2, **QV}, "b": {"r": 2, **QV, **settings}})
 
