@@ -25,7 +25,7 @@ PlacedRow = tuple[str, JsonObject]
 """(place for messages, row)"""
 
 
-def file_rows(path: Path, columns: Mapping[str, str]) -> Iterable[PlacedRow]:
+def file_rows(path: Path, columns: Mapping[str, str]) -> Iterator[PlacedRow]:
     """Rows of a file with the keys of items; `columns` as for `keyed_rows`.
 
     Rows of a JSON Lines file without `columns` stay as they are written: stores hold answers and looks by the content
