@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -107,7 +108,10 @@ def divided(solutions: Sequence[Solution], sizes: Mapping[Part, int] = SIZES) ->
     Raises:
         UserError: fewer groups than `sizes` says are short in every language.
     """
-    groups = groups_of((str(solution.problem), shared(solution)) for solution in solutions)
+    texts = defaultdict[str, list[str]](list)
+    for solution in solutions:
+        texts[str(solution.problem)] += shared(solution)
+    groups = groups_of(texts.items())
     short = dict.fromkeys(sorted(set(groups.values()), key=_place), True)
     for solution in solutions:
         short[groups[str(solution.problem)]] &= solution.is_short
