@@ -20,12 +20,12 @@ from souping.core.groups import groups_of
 from souping.core.json_fields import part
 from souping.core.types import JsonObject, UserError
 
-Part = Literal["items", "development", "training"]
+Part = Literal["items", "spare", "development", "training"]
 FILES = "mt_mbpp_*/*/requests.jsonl.gz"
 CHARACTERS = 600
 """Characters of a prompt and its solution, at most: about 250 tokens of SmolLM2."""
-SIZES: Mapping[Part, int] = {"items": 100, "development": 20}
-"""Groups of problems that do not train."""
+SIZES: Mapping[Part, int] = {"items": 40, "spare": 60, "development": 20}
+"""Groups of problems that do not train. The spare ones are for a study with more items of the same tunes."""
 SALT = "souping smollm problems, version 1"
 
 
@@ -116,18 +116,15 @@ def divided(solutions: Sequence[Solution], sizes: Mapping[Part, int] = SIZES) ->
     for solution in solutions:
         short[groups[str(solution.problem)]] &= solution.is_short
     held_out = iter([group for group, is_short in short.items() if is_short])
-    part_of = dict.fromkeys(short, "training")
+    part_of: dict[str, Part] = dict.fromkeys(short, "training")
     for name, size in sizes.items():
         chosen = list(islice(held_out, size))
         if len(chosen) < size:
             raise UserError(f"{len(chosen)} short problems are left for {name}, {size} are needed")
         part_of |= dict.fromkeys(chosen, name)
+    names: list[Part] = [*sizes, "training"]
     return Problems(
-        parts={
-            "items": _of(solutions, groups, part_of, "items"),
-            "development": _of(solutions, groups, part_of, "development"),
-            "training": _of(solutions, groups, part_of, "training"),
-        },
+        parts={name: _of(solutions, groups, part_of, name) for name in names},
         groups={int(problem): f"mbpp/{group}" for problem, group in groups.items()},
     )
 
@@ -135,7 +132,7 @@ def divided(solutions: Sequence[Solution], sizes: Mapping[Part, int] = SIZES) ->
 def _of(
     solutions: Sequence[Solution],
     groups: Mapping[str, str],
-    part_of: Mapping[str, str],
+    part_of: Mapping[str, Part],
     name: Part,
 ) -> tuple[Solution, ...]:
     """The short solutions of a part."""
