@@ -89,12 +89,14 @@ def score_file(folder: Path, members: Sequence[str]) -> Path:
 def score(
     members: Sequence[str], models: Path, solutions: Sequence[Solution], folder: Path
 ) -> list[float]:
-    """Scores of a uniform soup on the items, from its file in `folder`, which is written if it is not there."""
+    """Scores of a uniform soup on the items; those that its file in `folder` lacks are computed and added to it."""
     path = score_file(folder, members)
+    known = dict[str, float]()
     if path.exists():
-        known: list[float] = json.loads(path.read_text(encoding="utf-8"))
-        return known
-    scores = bits_per_byte({name: models / name for name in members}, solutions)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(scores).encode())
-    return scores
+        known = json.loads(path.read_text(encoding="utf-8"))
+    missing = [solution for solution in solutions if solution.id not in known]
+    if missing:
+        scores = bits_per_byte({name: models / name for name in members}, missing)
+        known |= dict(zip([solution.id for solution in missing], scores, strict=True))
+        write_atomically(path, json.dumps(known).encode())
+    return [known[solution.id] for solution in solutions]

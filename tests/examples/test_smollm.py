@@ -160,15 +160,18 @@ def test_a_score_is_the_bits_of_the_solution_over_its_bytes(problems: Problems, 
         assert score_of == pytest.approx(expected, rel=0.02)  # bfloat16
 
 
-def test_a_score_that_is_there_is_not_computed_again(problems: Problems, tmp_path: Path) -> None:
+def test_only_scores_that_are_missing_are_computed(problems: Problems, tmp_path: Path) -> None:
     solutions = problems.parts["items"][:4]
     models = tmp_path / "models"
     for seed, name in enumerate(("a", "b")):
         smollm_kit.model(models / name, seed)
     first = score(("a", "b"), models, solutions, tmp_path / "scores")
     assert first == bits_per_byte({name: models / name for name in ("a", "b")}, solutions)
-    score_file(tmp_path / "scores", ("a", "b")).write_text("[1, 2, 3, 4]")
-    assert score(("a", "b"), models, solutions, tmp_path / "scores") == [1, 2, 3, 4]
+    known = dict.fromkeys([solution.id for solution in solutions[:3]], 9.0)
+    score_file(tmp_path / "scores", ("a", "b")).write_text(json.dumps(known))
+    again = score(("a", "b"), models, solutions, tmp_path / "scores")
+    assert again[:3] == [9.0] * 3
+    assert again[3] == pytest.approx(first[3], rel=0.02)  # bfloat16, in another batch
 
 
 def test_all_uniform_soups_are_scored_single_models_first() -> None:
