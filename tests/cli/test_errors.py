@@ -45,7 +45,7 @@ FILES = {
         ("selector.threshold=high", ["selector.threshold='high'", "a number"]),
         ("optimiser.max_trials=0", ["optimiser.max_trials=0", "at least 1"]),
         ("benchmark.path=none.jsonl", ["benchmark.path=none.jsonl"]),
-        ("benchmark.path=table.csv", ["table.csv:1", "JSON"]),
+        ("benchmark.path=table.csv", ["table.csv: row 1", "benchmark.columns"]),
         ("benchmark.path=pointer", ["pointer:1", "git lfs pull"]),
         ("optimiser.max_items=1", ["optimiser.max_items=1", "search split"]),
         ("merge.tokenizer_from=ent", ["merge.tokenizer_from=ent", "did you mean ant"]),
