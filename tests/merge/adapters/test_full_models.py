@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 from souping.core.types import UserError
 from souping.merge.adapters import AdapterPool
 from souping.merge.local import LocalMerge
-from tests.conftest import Cli
-from tests.support.adapters import deltas, save_adapter
+from tests.conftest import Cli, pool_of
+from tests.support.adapters import PREFIX, change_config, deltas, save_adapter
 from tests.support.hub import files_of
 
 Q0 = "model.layers.0.self_attn.q_proj"
@@ -106,3 +106,25 @@ def test_a_full_model_that_does_not_fit_the_adapters_base_is_refused(
     with pytest.raises(UserError, match=r"mlp\.up_proj") as caught:
         opened(folders)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", ["keep", "merge"])
+def test_a_check_says_what_vllm_cannot_serve(
+    mode: str, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    """A run of kept adapters is refused before it starts; the same adapters as a full model are not."""
+    for seed, name in enumerate(("ant", "bee")):
+        folder = save_adapter(tmp_path / name, family / "base", {Q0: 2}, seed)
+        change_config(folder, modules_to_save=["norm"])
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        for key, tensor in load_file(family / "base/model.safetensors").items():
+            if key.removesuffix(".weight").endswith("norm"):
+                tensors[PREFIX + key] = tensor + 0.1
+        save_file(tensors, path, metadata={"format": "pt"})
+    words = [*pool_of(tmp_path, "ant", "bee"), f"merge.base_model={family / 'base'}"]
+    words += [f"benchmark.path={family / 'items.jsonl'}", f"merge.adapters={mode}", "engine=vllm"]
+    outcome = souping("check", *words)
+    assert outcome.code == 2
+    told = "modules_to_save: set merge.adapters=merge" in outcome.err + outcome.out
+    assert told == (mode == "keep"), outcome.err + outcome.out
