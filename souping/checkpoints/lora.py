@@ -37,6 +37,8 @@ PEFT_PREFIX = "base_model.model."
 LINEAR_FACTORS = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_FACTORS = ("lora_embedding_A", "lora_embedding_B")
 LORA_BIAS = "lora_B.bias"
+FULL_MODEL = "full model"
+"""What stands for a setting where a full model replaces a tensor."""
 MAGNITUDE = "lora_magnitude_vector"
 TOKENS = ".token_adapter.trainable_tokens_delta"
 EXTRA = re.compile(rf"(?P<module>.+)\.(?P<extra>{re.escape(LORA_BIAS)}|{MAGNITUDE})(\.weight)?")
@@ -92,7 +94,8 @@ class Adapter:
     """LoRA folder whose headers were read and found sound.
 
     `parts` are {module: its factors}, `trained` are tensors without factors. `copies` are {module: full weight} of the
-    base that PEFT saved with the factors (embeddings): they have to be the base's own.
+    base that PEFT saved with the factors (embeddings): they have to be the base's own. `full` if it is a full model,
+    which replaces all of the base.
     """
 
     checkpoint: Checkpoint
@@ -100,6 +103,7 @@ class Adapter:
     parts: Mapping[str, FactorPair]
     trained: Sequence[TrainedTensor]
     copies: Mapping[str, Tensor]
+    full: bool = False
 
     @classmethod
     def open(cls, folder: Path, allow_pickle: bool = False) -> Adapter:
@@ -128,6 +132,26 @@ class Adapter:
             copies=sorter.copies,
         )
 
+    @classmethod
+    def of_model(cls, folder: Path, allow_pickle: bool = False) -> Adapter:
+        """A full model as one that replaces every tensor of the base (UserError: as `Checkpoint.open`, or sharded)."""
+        checkpoint = Checkpoint.open(folder, allow_pickle)
+        if checkpoint.assembly is not None:
+            raise UserError(f"{folder} is sharded or FP8: write it in a float dtype first")
+        trained = list[TrainedTensor]()
+        for name, tensor in checkpoint.tensors.items():
+            if tensor.dtype in FLOATS:
+                trained.append(TrainedTensor(name, tensor, FULL_MODEL))
+        settings = _settings_of(folder, {})
+        return cls(
+            checkpoint=checkpoint,
+            settings=settings,
+            parts={},
+            trained=trained,
+            copies={},
+            full=True,
+        )
+
     @property
     def folder(self) -> Path:
         return self.checkpoint.folder
@@ -138,6 +162,8 @@ class Adapter:
 
     def fingerprint(self, base: str, cache: Cache) -> str:
         """SHA-256 (hex) over weights, what the config does to them, tokenizer, and `base`, the base's fingerprint."""
+        if self.full:
+            return fingerprint_of(self.checkpoint, cache)
         uses: list[list[Json]] = []
         for pair in self.parts.values():
             use: list[Json] = [pair.module, pair.embedding, pair.rank, pair.scaling]
@@ -375,6 +401,11 @@ def read_settings(folder: Path) -> AdapterSettings:
     path = inside(folder, CONFIG)
     config = json_object(path)
     _refuse(folder, config)
+    return _settings_of(path, config)
+
+
+def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
+    """The settings in the config at `path` (UserError: one is of the wrong type)."""
     try:
         for key, kind in SETTING_TYPES.items():
             if not isinstance(config.get(key), kind | None):

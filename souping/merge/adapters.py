@@ -15,7 +15,7 @@ from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.checkpoints.hub import cached_name, parse_name
-from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, Adapter
+from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, FULL_MODEL, Adapter, is_adapter
 from souping.checkpoints.views import Float32
 from souping.core.folders import staged
 from souping.core.protocols import AdapterShape
@@ -86,7 +86,8 @@ class AdapterPool(CandidatePool):
         self._merge = merge
         self.adapters = dict[str, Adapter]()
         for name, folder in folders.items():
-            self.adapters[name] = Adapter.open(folder, merge.allow_pickle)
+            opened = Adapter.open if is_adapter(folder) else Adapter.of_model
+            self.adapters[name] = opened(folder, merge.allow_pickle)
         self.base = find_base(self.adapters, merge.base_model, merge.allow_pickle)
         if self.base.assembly is not None:
             raise UserError(
@@ -210,8 +211,12 @@ class AdapterPool(CandidatePool):
         return self._tokenizer_of(self.adapters[self._tokenizer_source(recipe)])
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
-        """The base's end tokens: adapters have none."""
-        return self._eos_token_ids
+        """The end tokens of the base, which adapters have too, and of full models."""
+        tokens = set(self._eos_token_ids)
+        for name in recipe.ingredients:
+            if self.adapters[name].full:
+                tokens.update(eos_token_ids(self.adapters[name].folder))
+        return tuple(sorted(tokens))
 
     def _tokenizer_of(self, adapter: Adapter) -> Path:
         return adapter.folder if adapter.has_tokenizer else self.base.folder
@@ -373,6 +378,8 @@ def _not_kept(changes: Changes) -> str:
         what = shown(change.site.parameter)
         if biased and any(pair.embedding for _, pair, _ in change.pairs):
             return f"PEFT has no lora_bias for embeddings ({what})"
+        if FULL_MODEL in change.kinds:
+            return "some candidates are full models"
         if DORA in change.kinds:
             return f"DoRA ({what}) is not linear in its adapters"
         if len(change.kinds) > 1:

@@ -29,7 +29,7 @@ from souping.checkpoints.lora import is_adapter
 from souping.checkpoints.views import Float32
 from souping.core.fields import Count, Precision, component, pick
 from souping.core.protocols import WeightStream
-from souping.core.text import is_user_code, listed
+from souping.core.text import is_user_code
 from souping.core.types import (
     Folders,
     Json,
@@ -427,7 +427,7 @@ class FullModelPool(CandidatePool):
 def open_pool(
     merge: MergeBackend, folders: Folders, cache: Cache = None, like: Like | None = None
 ) -> CandidatePool:
-    """The pool of full models in these folders, or of adapters; the two do not mix (UserError)."""
+    """The pool of full models in these folders, or of adapters and maybe full models over their base."""
     kinds = {name: is_adapter(folder) for name, folder in folders.items()}
     if not any(kinds.values()):
         if merge.rank is not None:
@@ -435,12 +435,6 @@ def open_pool(
                 f"merge.rank={merge.rank} is for soups of adapters, and no candidate is one: leave it out"
             )
         return FullModelPool(folders, merge, cache, like)
-    full = [name for name, adapter in kinds.items() if not adapter]
-    if full:
-        adapters = [name for name, adapter in kinds.items() if adapter]
-        raise UserError(
-            f"the pool mixes adapters ({listed(adapters)}) and others ({listed(full)}): merge them first"
-        )
     from souping.merge.adapters import AdapterPool
 
     return AdapterPool(folders, merge, cache)

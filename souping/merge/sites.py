@@ -10,7 +10,7 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import same_values, tied
 from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, Tensor
-from souping.checkpoints.lora import Adapter, FactorPair, TrainedTensor
+from souping.checkpoints.lora import FULL_MODEL, Adapter, FactorPair, TrainedTensor
 from souping.core.files import expanded, folder_at
 from souping.core.text import shown
 from souping.core.types import UserError
@@ -47,7 +47,7 @@ def find_base(
     Raises:
         UserError: adapters name different bases or revisions, or the base is not a folder here.
     """
-    first, *later = adapters
+    first, *later = (name for name, adapter in adapters.items() if not adapter.full)
     settings = adapters[first].settings
     for name in later:
         _same_base(first, adapters[first], name, adapters[name])
@@ -95,9 +95,10 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
             by_parameter[site.parameter] = site
     for name, adapter in adapters.items():
         for part in adapter.trained:
-            if part.parameter not in by_parameter:
-                by_parameter[part.parameter] = _trained_site(base, name, part)
-            _check_trained(name, part, by_parameter[part.parameter])
+            site = _trained_site(base, name, part)
+            known = by_parameter.setdefault(part.parameter, site)
+            by_parameter[part.parameter] = replace(known, shared=known.shared or site.shared)
+            _check_trained(name, part, site)
 
     # Adapters of a whole model and of its inner one call a weight by different names.
     first_names = dict[str, str]()
@@ -164,8 +165,9 @@ def _trained_site(base: Checkpoint, name: str, part: TrainedTensor) -> Site:
     tensor = _in_base(base, name, part.parameter)
     module = part.parameter.rpartition(".")[0]
     shared = _shared(base, module, tensor, embedding=len(tensor.shape) == 2)
-    # PEFT ties the rows of a tied head to those of the embedding.
-    if part.rows is not None and tensor.name == part.parameter:
+    # PEFT ties the rows of a tied head to those of the embedding, and a full model has both.
+    both = part.rows is not None or part.setting == FULL_MODEL
+    if both and tensor.name == part.parameter:
         shared = False
     return Site(part.parameter, tensor, False, shared)
 
@@ -189,10 +191,10 @@ def _nothing_is_missing(
     """Refuse an adapter without a tensor of a module in its `modules_to_save`: PEFT would take the base's silently."""
     saved = {by_parameter[part.parameter].tensor.name for part in adapter.trained}
     for tensor in base.tensors:
-        if tensor not in saved and adapter.settings.saves(tensor.rpartition(".")[0]):
-            raise UserError(
-                f"adapter {name}: {shown(tensor)} is missing, which its modules_to_save names: save the adapter again"
-            )
+        wanted = adapter.full or adapter.settings.saves(tensor.rpartition(".")[0])
+        if wanted and tensor not in saved and base.tensors[tensor].dtype in FLOATS:
+            what = "the base has it" if adapter.full else "its modules_to_save names it"
+            raise UserError(f"{name}: {shown(tensor)} is missing, and {what}: save it again")
 
 
 def _fits(pair: FactorPair, tensor: Tensor) -> bool:

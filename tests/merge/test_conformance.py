@@ -235,8 +235,8 @@ def test_a_pool_of_adapters(backend: MergeBackend, folders: Siblings, tmp_path: 
     assert "0.25 x a + 0.75 x b" in plan.describe()
     assert plan.save(tmp_path / "plan.json") is None
     assert (pool.write(recipe, tmp_path / "soup") / "adapter_config.json").is_file()
-    with pytest.raises(UserError, match=r"mixes adapters \(a\) and others \(m1\)"):
-        backend.open({"a": adapters["a"], "m1": folders["m1"]})
+    mixed = backend.open({"a": adapters["a"], "m1": folders["m1"]})
+    assert mixed.recipe({"a": 0.5, "m1": 0.5}).settings["adapters"] == "merge"
 
 
 def test_a_backend_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
