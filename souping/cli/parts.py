@@ -30,7 +30,6 @@ from souping.cli.config import (
     not_set,
     setting_mismatch,
 )
-from souping.cli.extra_benchmarks import benchmark_node
 from souping.core.fields import Hint, hints_of
 from souping.core.installed import remedy_for
 from souping.core.protocols import ScoreSource
@@ -84,6 +83,9 @@ def with_candidates(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _build_extra(config: Mapping[str, Any]) -> tuple[ExtraEntry, ...]:
     """The entries of `extra_benchmarks` with the part that each names."""
+    # A merge has no such entries, and loads nothing of evaluation.
+    from souping.cli.extra_benchmarks import benchmark_node
+
     entries = []
     for number, entry in enumerate(config["extra_benchmarks"]):
         where = f"extra_benchmarks[{number}]"

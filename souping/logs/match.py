@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from souping.core.groups import groups_of
 from souping.core.text import listed, shown
 from souping.core.types import FloatArray, Names, UserError, frozen
 from souping.logs.records import Group, Log, LoggedMetric, Task
@@ -194,7 +193,12 @@ def _content_groups(named_logs: Sequence[NamedLog]) -> dict[str, str]:
     for _, log in named_logs:
         for item, texts in log.shared.items():
             contents.setdefault(item, set()).update(texts)
-    return groups_of(contents.items()) if contents else {}
+    # Tables of scores have no texts.
+    if not contents:
+        return {}
+    from souping.core.groups import groups_of
+
+    return groups_of(contents.items())
 
 
 # ---------------------------------------------------------------- tasks and metrics

@@ -170,7 +170,6 @@ class TestVllm:
     [
         ({"id": "1", "source": "s", "text": ""}, "`text` is empty"),
         ({"id": "1", "text": "t"}, "`source` is missing"),
-        ({"source": "s", "text": "t"}, "`id` is missing"),
         ({"id": "1", "source": "s", "text": 5}, "`text` must be a text"),
         ({"id": "0", "source": "s", "text": "t"}, "id '0' appears twice"),
         ({"id": "1", "source": "s", "prompt": "p"}, "`answer` is missing"),
