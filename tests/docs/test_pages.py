@@ -157,7 +157,10 @@ class Reader:
         self.environment = {**os.environ, "PATH": os.pathsep.join(places), "PYTHONPATH": str(ROOT)}
 
     def follow(self, language: str, text: str) -> None:
-        named = re.match(r"(?:# @package .*\n)?# (\S+\.(?:py|yaml|toml))\n", text)
+        # A line for Hydra or for an editor may stand above the name.
+        named = re.match(
+            r"(?:# (?:@package|yaml-language-server).*\n)?# (\S+\.(?:py|yaml|toml))\n", text
+        )
         if named:
             path = self.folder / named[1]
             path.parent.mkdir(parents=True, exist_ok=True)
