@@ -87,6 +87,16 @@ class HubName:
         """Folder of the repository in the Hub's cache, which all tools share."""
         return expanded(constants.HF_HUB_CACHE) / f"{self.kind}s--{self.repo.replace('/', '--')}"
 
+    @property
+    def ref(self) -> Path:
+        """File with the commit of a branch or tag in the cache."""
+        return self.cache / "refs" / self.revision
+
+    def note_commit(self, commit: str) -> None:
+        """Note the commit of a branch or tag, so that HF_HUB_OFFLINE=1 finds it later."""
+        if not self.pinned:
+            write_atomically(self.ref, commit.encode())
+
 
 def hub_name(text: str, kind: Literal["model", "dataset"] = "model") -> HubName | None:
     """The Hub name in a text; None if it cannot be one."""
@@ -474,9 +484,7 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
         if not constants.HF_HUB_OFFLINE:
             note = f"{pinned} is taken from the cache: the Hub cannot be reached"
         return Fetched(pinned, folder, note)
-    # Note the commit of the branch, so that HF_HUB_OFFLINE=1 finds the branch later.
-    if not name.pinned:
-        write_atomically(name.cache / "refs" / name.revision, str(info.sha).encode())
+    name.note_commit(str(info.sha))
     pinned = HubName(name.repo, str(info.sha))
     main = weight_file(files, allow_pickle)
     if main:

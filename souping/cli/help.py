@@ -93,7 +93,7 @@ def settings_schema() -> str:
         if not installed_choices(group):
             continue
         # Their keys are not known without an import.
-        key = f"{'+' * (group == 'experiment')}{group}"
+        key = "+experiment" if group == "experiment" else group
         schema["properties"][key] = {"anyOf": [schema["properties"][key], {}]}
         schema["patternProperties"][rf"^{group}\."] = {}
     return json.dumps(schema, indent=1)

@@ -11,7 +11,7 @@ import huggingface_hub
 
 from souping.checkpoints.hub import HubName, hub_errors, hub_name, unreachable
 from souping.core.fields import pick
-from souping.core.files import expanded, folder_at, write_atomically
+from souping.core.files import expanded, folder_at
 from souping.core.text import install, stripped_lines
 from souping.core.types import JsonObject, UserError, frozen
 
@@ -92,7 +92,6 @@ def load_data_set(address: str) -> DataSet:
 
 def _commit(name: HubName) -> str:
     """The commit of a revision, from the Hub's cache if the Hub cannot be reached."""
-    ref = name.cache / "refs" / name.revision
     try:
         with hub_errors(name):
             commit = str(
@@ -103,11 +102,10 @@ def _commit(name: HubName) -> str:
             raise error.at("benchmark.path") from error
         if name.pinned:
             return name.revision
-        if not ref.is_file():
+        if not name.ref.is_file():
             raise _not_cached(f"benchmark.path={HUB}{name}") from error
-        return ref.read_text().strip()
-    if not name.pinned:
-        write_atomically(ref, commit.encode())
+        return name.ref.read_text().strip()
+    name.note_commit(commit)
     return commit
 
 

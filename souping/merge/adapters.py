@@ -94,7 +94,9 @@ class AdapterPool(CandidatePool):
                 f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first"
             )
         self.sites = sites(self.base, self.adapters)
-        mixed = _not_kept(self.changes(dict.fromkeys(self.adapters, 1.0)))
+        # What all adapters together change.
+        self._all_changes = self.changes(dict.fromkeys(self.adapters, 1.0))
+        mixed = _not_kept(self._all_changes)
         self._merged = merge.adapters == "merge" or bool(mixed)
         # A full model cannot hold what adapters make of a tied weight.
         if self._merged:
@@ -242,10 +244,9 @@ class AdapterPool(CandidatePool):
         """The shape of a soup of all adapters, which is the largest; None if soups are full models."""
         if self._merged:
             return None
-        changes = self.changes(dict.fromkeys(self.names, 1.0))
-        shares = adapter_files.factor_shares(changes)
+        shares = adapter_files.factor_shares(self._all_changes)
         settings = set[str]()
-        for change in adapter_files.trained_in(changes):
+        for change in adapter_files.trained_in(self._all_changes):
             settings.update(change.kinds)
         return AdapterShape(
             base=self.base.folder,
@@ -261,7 +262,7 @@ class AdapterPool(CandidatePool):
         if shape is not None:
             # A [rank, in] and B [out, rank], in fp32 at most.
             elements = 0
-            for change in self.changes(dict.fromkeys(self.names, 1.0)).values():
+            for change in self._all_changes.values():
                 tensor = change.site.tensor
                 elements += shape.rank * sum(tensor.shape) if change.pairs else tensor.count
             return 4 * elements + self.base.side_bytes

@@ -11,7 +11,7 @@ All but DoRA are linear in what an adapter stores, so a soup that is one of them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,7 +102,7 @@ class Update:
         self._doras = list[tuple[float, _Dora]]()
         for name, pair, weight in change.pairs:
             if pair.magnitude is not None:
-                self._doras.append((weight, _Dora(self, name, pair, transposed)))
+                self._doras.append((weight, _Dora(reader, name, pair, change.site, self.base_rows)))
 
     def blocks(self) -> Iterator[tuple[int, Float32]]:
         """(first row, the soup's rows from there on) of all blocks of the parameter."""
@@ -179,17 +179,24 @@ class Update:
 class _Dora:
     """One adapter's weight by DoRA: the sum of the base and s B A, each output scaled to the length `magnitude`."""
 
-    def __init__(self, update: Update, name: str, pair: FactorPair, transposed: bool) -> None:
-        reader = update._reader
+    def __init__(
+        self,
+        reader: TensorReader,
+        name: str,
+        pair: FactorPair,
+        site: Site,
+        base_rows: Callable[[int, int], Float32],
+    ) -> None:
+        """`base_rows` gives rows of the base's weight, by the first and their number."""
         assert pair.magnitude is not None
         self._magnitude = reader.rows(name, pair.magnitude).astype(np.float64)
-        self._product = product(reader, [(name, pair, 1.0)], FULL, transposed)
+        self._product = product(reader, [(name, pair, 1.0)], FULL, site.transposed)
         self._squares: FloatArray | None = None
-        if transposed:
+        if site.transposed:
             # Outputs are columns, whose lengths need all rows.
             self._squares = np.zeros(len(self._magnitude))
-            for start, count in blocks_of(update._change.site.tensor.shape):
-                rows = self._product.total(update.base_rows(start, count), start)
+            for start, count in blocks_of(site.tensor.shape):
+                rows = self._product.total(base_rows(start, count), start)
                 self._squares += np.square(rows).sum(axis=0)
 
     def rows(self, base: Float32, start: int) -> FloatArray:

@@ -161,11 +161,6 @@ class Product:
         self.left: Float32 = a.T if transposed else b
         self.right: FloatArray = (b.T if transposed else a).astype(np.float64)
 
-    def added(self, base: Float32, start: int) -> Float32:
-        """`total`, rounded to fp32."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self.total(base, start).astype(np.float32)
-
     def total(self, base: Float32, start: int) -> FloatArray:
         """`base` [n, columns], the rows of the weight from `start` on, plus the product, in fp64.
 

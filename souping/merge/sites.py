@@ -88,11 +88,13 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     # The shape of a square weight does not show whether it is stored [in, out]: the configs say so.
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
     square_transposed = flagged or base.config.get("model_type") in CONV1D
-    by_parameter = dict[str, Site]()
+    modules = set[str]()
     for adapter in adapters.values():
-        for module in adapter.parts.keys() - {site.module for site in by_parameter.values()}:
-            site = _site(base, module, adapters, square_transposed)
-            by_parameter[site.parameter] = site
+        modules.update(adapter.parts)
+    by_parameter = dict[str, Site]()
+    for module in sorted(modules):
+        site = _site(base, module, adapters, square_transposed)
+        by_parameter[site.parameter] = site
     for name, adapter in adapters.items():
         for part in adapter.trained:
             site = _trained_site(base, name, part)

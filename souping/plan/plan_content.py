@@ -23,8 +23,8 @@ from souping.report.cells import Section
 from souping.report.run_files import selection_summary
 from souping.runs.requirements import Machine, Requirement
 from souping.runs.settings import RunSettings
-from souping.runs.verdict import power_summary
-from souping.statistics.power import Power, power_of
+from souping.runs.verdict import planned_power, power_summary
+from souping.statistics.power import Power
 
 Range = tuple[float, float]
 """(least, most)"""
@@ -101,10 +101,7 @@ class Plan:
         """What the report can show; None for a run without a report, or if that is known only after selection."""
         if self.scores is None or not self.has_report:
             return None
-        run = self.run
-        repeats = run.evaluator.sampling.answers_per_item
-        test = self.splits["test"]
-        return power_of(self.scores, test, run.objective, run.inner_min_gain, repeats)
+        return planned_power(self.run, self.scores, self.splits["test"])
 
 
 def as_dict(plan: Plan) -> JsonObject:

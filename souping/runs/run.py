@@ -64,11 +64,11 @@ from souping.runs.run_report import card, final_report, frozen_report, run_cost
 from souping.runs.settings import RunSettings
 from souping.runs.state import Contender, Frozen, Reported, Searched, Selected
 from souping.runs.steps import SEARCH, Stage, Steps
-from souping.runs.verdict import power_in_words
+from souping.runs.verdict import planned_power, power_in_words
 from souping.search.loop import result_of, trial_limit
 from souping.soups.merge_only import soup_in, verify
 from souping.soups.models import RunPool
-from souping.statistics.power import Power, power_of
+from souping.statistics.power import Power
 
 
 class TrialLog:
@@ -238,13 +238,7 @@ class Run(Steps):
         settings = self.settings
         if settings.dry_run is not None or not settings.objective.linear:
             return None
-        power = power_of(
-            scores,
-            self.report_items,
-            settings.objective,
-            settings.inner_min_gain,
-            settings.evaluator.sampling.answers_per_item,
-        )
+        power = planned_power(settings, scores, self.report_items)
         # Equal answers tell nothing of the variance of a difference.
         if power is None:
             self.progress.say("all candidates gave the same answers")

@@ -8,13 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from souping.core.types import Item, ScoreMatrix
 from souping.core.unit import MARGIN, Unit
 from souping.report.content import MoreAnswersSummary, PowerSummary
 from souping.report.sections import more_in_words
+from souping.runs.settings import RunSettings
 from souping.statistics.comparison import Comparison, better_than_every
 from souping.statistics.corrections import ALPHA
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.power import DISCORDANCE, MoreAnswers, Power, items_for, items_in_words
+from souping.statistics.power import (
+    DISCORDANCE,
+    MoreAnswers,
+    Power,
+    items_for,
+    items_in_words,
+    power_of,
+)
 
 VerdictClaim = Literal[
     "better_than_every_candidate",
@@ -168,6 +177,12 @@ def _p(value: float) -> str:
 
 
 # ---------------------------------------------------------------- power
+
+
+def planned_power(run: RunSettings, scores: ScoreMatrix, test: Sequence[Item]) -> Power | None:
+    """What a run can show on its `test` items, by the scores that selection sees; None without a formula for it."""
+    repeats = run.evaluator.sampling.answers_per_item
+    return power_of(scores, test, run.objective, run.inner_min_gain, repeats)
 
 
 def power_in_words(power: Power, unit: Unit) -> str:

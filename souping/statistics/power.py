@@ -25,6 +25,7 @@ from souping.statistics.comparison import (
     split_variance,
 )
 from souping.statistics.corrections import ALPHA
+from souping.statistics.grouped import GroupedScores
 from souping.statistics.score_table import ItemTable, ScoreTable
 
 POWER = 0.8
@@ -242,15 +243,7 @@ def measured_power(
     """
     table = ItemTable.of(next(iter(scores.values())).items, objective)
     grouped = [table.grouped(candidate.values) for candidate in scores.values()]
-    sizes = grouped[0].sizes
-    stratum = grouped[0].stratum
-
-    # Covariance of the candidates' errors [M, M], by the influence of each group [M, G].
-    influence = np.stack([candidate.influence for candidate in grouped])
-    means = np.stack([np.bincount(stratum, row) / sizes for row in influence])
-    factor = np.sqrt(sizes / np.maximum(sizes - 1, 1))
-    deviations = (influence - means[:, stratum]) * factor[stratum]
-    covariance = deviations @ deviations.T
+    covariance = _error_covariance(grouped)
     pair = pair_variance(covariance)
     if len(grouped) < 2 or pair <= 0:
         return None
@@ -265,19 +258,31 @@ def measured_power(
     demanded = futures.demanded(scale * covariance)
     power = _power(futures, demanded, len(report), margin, assumed=False)
 
-    # One more answer leaves repeats / (repeats + 1) of the variance over the draw of answers.
     answers = _answer_variances(table, scores, covariance.diagonal())
     if repeats < 2 or answers is None or not answers.any():
         return power
-    fewer = scale * (covariance - np.diag(answers) / (repeats + 1))
+
+    # One more answer leaves repeats / (repeats + 1) of the variance over the draw of answers.
+    fewer = futures.demanded(scale * (covariance - np.diag(answers) / (repeats + 1)))
     more_items = math.ceil(len(report) / repeats)
     more = MoreAnswers(
         repeats=repeats,
-        answers_gain=futures.gain(futures.demanded(fewer)),
+        answers_gain=futures.gain(fewer),
         items=more_items,
         items_gain=futures.gain(demanded, 1 + more_items / len(report)),
     )
     return replace(power, more=more)
+
+
+def _error_covariance(grouped: Sequence[GroupedScores]) -> FloatArray:
+    """Covariance of the candidates' errors [M, M], by the influence of each group [M, G]."""
+    sizes = grouped[0].sizes
+    stratum = grouped[0].stratum
+    influence = np.stack([candidate.influence for candidate in grouped])
+    means = np.stack([np.bincount(stratum, row) / sizes for row in influence])
+    factor = np.sqrt(sizes / np.maximum(sizes - 1, 1))
+    deviations = (influence - means[:, stratum]) * factor[stratum]
+    return np.asarray(deviations @ deviations.T)
 
 
 def _answer_variances(

@@ -276,5 +276,5 @@ def test_a_product_is_added_in_double_precision(transposed: bool) -> None:
     base = rng.standard_normal(product.shape).astype(np.float32)
     whole = (product + base).astype(np.float32)
     adder = Product(a, b, transposed)
-    np.testing.assert_array_equal(adder.added(base, 0), whole)
-    np.testing.assert_array_equal(adder.added(base[1:3], 1), whole[1:3])
+    np.testing.assert_array_equal(adder.total(base, 0).astype(np.float32), whole)
+    np.testing.assert_array_equal(adder.total(base[1:3], 1).astype(np.float32), whole[1:3])

@@ -47,7 +47,11 @@ def minus(
 
 def say(figures: Figures, look: int = 1, **change: Any) -> Verdict:
     """The verdict on {candidate: (difference, p)}; two ingredients unless changed."""
-    comparisons = [minus(name, d, p, look) for name, (d, p) in figures.items()]
+    return told([minus(name, d, p, look) for name, (d, p) in figures.items()], **change)
+
+
+def told(comparisons: list[Comparison], **change: Any) -> Verdict:
+    """The verdict on these comparisons; two ingredients unless changed."""
     setting = {
         "candidates": CANDIDATES,
         "best_candidate": "ace",
@@ -162,17 +166,8 @@ def test_the_items_for_the_margin_are_those_at_the_level_of_the_interval(level: 
     for name in CANDIDATES:
         estimate = Estimate(0.005, 0.005 - 0.02 * z, 0.005 + 0.02 * z)
         pairs.append(replace(minus(name, 0.005, 0.6), estimate=estimate, level=level))
-    told = verdict(
-        POINTS,
-        "soup",
-        pairs,
-        candidates=CANDIDATES,
-        best_candidate="ace",
-        selected=("ace", "bit"),
-        recipe=("ace", "bit"),
-    )
     needed = 600 * ((z + NormalDist().inv_cdf(0.8)) * 0.02 / 0.01) ** 2
-    assert f"takes about {math.ceil(needed / 1000) * 1000:,} test items" in told.sentence
+    assert f"takes about {math.ceil(needed / 1000) * 1000:,} test items" in told(pairs).sentence
 
 
 def test_comparisons_of_another_soup_make_no_claim() -> None:
@@ -180,16 +175,7 @@ def test_comparisons_of_another_soup_make_no_claim() -> None:
     better = [minus(name, 0.04, 0.001, soup="uniform") for name in CANDIDATES]
     claims = set()
     for order in ([*worse, *better], [*better, *worse]):
-        shown = verdict(
-            POINTS,
-            "soup",
-            order,
-            candidates=CANDIDATES,
-            best_candidate="ace",
-            selected=("ace", "bit"),
-            recipe=("ace", "bit"),
-        )
-        claims.add(shown.claim)
+        claims.add(told(order).claim)
     assert claims == {"keep_candidate"}
 
 
