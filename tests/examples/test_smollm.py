@@ -264,3 +264,13 @@ def test_the_example_runs_small_from_selection_to_report(
     assert set(report["objective"]["coefficients"]) == set(smollm_kit.LANGUAGES)
     assert set(report["selection"]["candidates"]) == {tune.name for tune in TUNES}
     assert (report["cost"]["trials"], bool(report["verdict"])) == (2, True)
+
+
+def test_the_page_of_the_study_has_the_tables_of_its_scores() -> None:
+    readme = (ROOT / "examples" / "smollm" / "README.md").read_text(encoding="utf-8")
+    stored = matrix.load()
+    assert page(stored) in readme
+    # Means over 17 languages with as many items each, of columns of the file.
+    best = stored.of(["smol_script"]).mean()
+    assert f"| smol_script | 0.641 | 1.092 | 0.840 | {best:.3f} |" in readme
+    assert f"| uniform soup of all | | | 0.753 | {stored.of(stored.tunes).mean():.3f} |" in readme
