@@ -274,3 +274,18 @@ def test_the_page_of_the_study_has_the_tables_of_its_scores() -> None:
     best = stored.of(["smol_script"]).mean()
     assert f"| smol_script | 0.641 | 1.092 | 0.840 | {best:.3f} |" in readme
     assert f"| uniform soup of all | | | 0.753 | {stored.of(stored.tunes).mean():.3f} |" in readme
+
+
+def test_the_evidence_page_has_the_gains_of_soup_and_router_over_the_best_tune() -> None:
+    evidence = " ".join((ROOT / "docs" / "evidence.md").read_text(encoding="utf-8").split())
+    stored = matrix.load()
+    soups = [scores.mean() for members, scores in stored.scores.items() if len(members) > 1]
+    best = min(stored.of([tune]).mean() for tune in stored.tunes)
+    assert len(soups) == 26
+    assert "each of the 26 uniform soups" in evidence
+    assert max(soups) < best
+    tables = page(stored)
+    assert "| all five | 0.597 | -0.057 |" in tables
+    assert "(all five: −0.057)" in evidence
+    assert "| router by language | 0.549 | -0.105 |" in tables
+    assert "still (−0.105)" in evidence
