@@ -3,6 +3,9 @@
 The rules are PEFT's own: a module's alpha is that of the first key of alpha_pattern with which its name ends, else
 `lora_alpha`; the product B*A is scaled by alpha / rank, or with use_rslora by alpha / sqrt(rank). The rank is that of
 A. PEFT takes these keys for regular expressions; one that is more than a name is refused.
+
+With `target_parameters`, factors belong to a parameter, of three dimensions if it holds all experts of a layer. Which
+one it is cannot be read from an adapter alone: `souping.merge.parameters` asks the base.
 """
 
 from __future__ import annotations
@@ -48,11 +51,30 @@ FACTOR = re.compile(
 
 
 @dataclass(frozen=True)
+class TargetedParameter:
+    """Parameter in `target_parameters`, `tensor` of the base: [out, in], or of fused experts [experts, out, in].
+
+    If `transposed`, it is [experts, in, out]. If the base stores each expert by itself, `tensor` has only dtype and
+    shape; `pieces` are then the tensors of all experts, which follow each other in it.
+    """
+
+    name: str
+    tensor: Tensor
+    pieces: tuple[Tensor, ...]
+    transposed: bool
+
+    @property
+    def experts(self) -> int | None:
+        return self.tensor.shape[0] if len(self.tensor.shape) == 3 else None
+
+
+@dataclass(frozen=True)
 class FactorPair:
     """One adapted module: A [rank, in] and B [out, rank], so that the product is scaling * B @ A.
 
     For an embedding, in is the vocabulary and the product is transposed when it is added to the weight. `magnitude`
-    [out] is DoRA's: the length that each row of the sum gets.
+    [out] is DoRA's: the length that each row of the sum gets. With a `target`, the factors are of a parameter. If that
+    has experts, A is [experts * rank, in] and B is [out, rank * experts].
     """
 
     module: str
@@ -61,10 +83,20 @@ class FactorPair:
     b: Tensor
     scaling: float
     magnitude: Tensor | None = None
+    target: TargetedParameter | None = None
+
+    @property
+    def parameter(self) -> str:
+        """The parameter that the product is added to."""
+        return self.target.name if self.target else f"{self.module}.weight"
+
+    @property
+    def experts(self) -> int | None:
+        return self.target.experts if self.target else None
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return self.a.shape[0] // (self.experts or 1)
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -170,6 +202,11 @@ class Adapter:
             if pair.magnitude is not None:
                 use.append("use_dora")
             uses.append(use)
+        if self.settings.parameters:
+            # With these, the base says what the factors are of.
+            patterns = list[Json](map(list, self.settings.alpha_pattern.items()))
+            scaling: list[Json] = [self.settings.alpha, self.settings.rslora, patterns]
+            uses.append([*self.settings.parameters, scaling])
         for part in self.trained:
             rows = None if part.rows is None else list(part.rows)
             uses.append([part.parameter, part.setting, part.scaling, rows])
@@ -332,7 +369,7 @@ PLAIN_LORA = {
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights",
     "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
     "ensure_weight_tying", "modules_to_tie", "target_modules_to_tie", "runtime_config", "modules_to_save", "lora_bias",
-    "use_dora", "trainable_token_indices",
+    "use_dora", "trainable_token_indices", "target_parameters", "lora_B_layout", "unsloth_fused_expert_lora",
 }  # fmt: skip
 """Keys that an adapter may set. Any other key that is set makes it one that cannot be souped."""
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -340,7 +377,7 @@ HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 SETTING_TYPES = {
     "alpha_pattern": dict, "use_rslora": bool, "fan_in_fan_out": bool, "base_model_name_or_path": str, "revision": str,
     "task_type": str, "modules_to_save": list, "lora_bias": bool, "use_dora": bool,
-    "trainable_token_indices": list | dict,
+    "trainable_token_indices": list | dict, "target_parameters": list, "rank_pattern": dict,
 }  # fmt: skip
 """Types of settings, which may be absent."""
 Rows = list[int]
@@ -353,7 +390,8 @@ class AdapterSettings:
     `rslora` is `use_rslora`, `transposed` is `fan_in_fan_out`, `base` and `revision` name the base model. `saved` is
     `modules_to_save`, `ties` is `ensure_weight_tying`, by which PEFT saves a tied head too. `extras` are {tensor of a
     module with factors: whether there is one}, and `tokens` is `trainable_token_indices` as {end of a module's name:
-    rows}.
+    rows}. `parameters` is `target_parameters`, `ranks` are the ranks of factors, and `packed` says whether the config
+    tells how factors of several experts are packed.
     """
 
     alpha: float
@@ -369,9 +407,13 @@ class AdapterSettings:
     ties: bool
     extras: Mapping[str, bool]
     tokens: Mapping[str, Rows]
+    parameters: tuple[str, ...]
+    ranks: tuple[Json, ...]
+    packed: bool
 
     def scaling_of(self, module: str, rank: int) -> float:
-        """PEFT's factor on the product B*A of a module: the first key that the module's name ends with sets alpha."""
+        """PEFT's factor on the product B*A of a module, or of a targeted parameter: the first key that its name ends
+        with sets alpha."""
         alpha = self.alpha
         for key, alpha_of_key in self.alpha_pattern.items():
             if f".{module}".endswith(f".{key}"):
@@ -410,7 +452,10 @@ def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
         for key, kind in SETTING_TYPES.items():
             if not isinstance(config.get(key), kind | None):
                 raise ValueError(f"{key}={config[key]}")
-        alphas = config.get("alpha_pattern") or {}
+        alphas = dict[str, float]()
+        for key, value in (config.get("alpha_pattern") or {}).items():
+            # PEFT itself writes such expressions, for experts that transformers fuses.
+            alphas[_name(key.removeprefix(r".*\."))] = _number(key, value)
         tokens = config.get("trainable_token_indices") or {}
         # A list is of the input embedding, whatever it is called.
         if isinstance(tokens, list):
@@ -418,7 +463,7 @@ def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
         return AdapterSettings(
             alpha=_number("lora_alpha", config.get("lora_alpha", 8)),
             rslora=bool(config.get("use_rslora")),
-            alpha_pattern={_name(key): _number(key, value) for key, value in alphas.items()},
+            alpha_pattern=alphas,
             transposed=bool(config.get("fan_in_fan_out")),
             base=config.get("base_model_name_or_path") or None,
             revision=config.get("revision"),
@@ -432,6 +477,9 @@ def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
                 MAGNITUDE: bool(config.get("use_dora")),
             },
             tokens={end: list(map(_row, rows)) for end, rows in tokens.items()},
+            parameters=tuple(sorted(map(_name, config.get("target_parameters") or ()))),
+            ranks=(config.get("r", 8), *(config.get("rank_pattern") or {}).values()),
+            packed="lora_B_layout" in config,
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise broken(path, f"a setting is wrong ({shown(str(error))})") from None
@@ -449,17 +497,30 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     if (type(start), start) not in [(type(value), value) for value in HARMLESS_STARTS]:
         refused.append("init_lora_weights")
     refused += [key for key, value in config.items() if value and key not in PLAIN_LORA]
+    if config.get("target_parameters") and not _packed_by_peft(config):
+        refused.append("lora_B_layout")
     if not refused:
         return
     key = refused[0]
     value = shown(str(config.get(key)))[:40]
     hint = ""
+    if key == "lora_B_layout":
+        # Columns of B would be paired with other experts' rows of A.
+        hint = " (Unsloth's order of experts, not PEFT's). Merge it with Unsloth, and use that model as a candidate"
     if key == "init_lora_weights":
         # The start changed the base, and the file does not say how.
         hint = ". Save it again with PEFT's path_initial_model_for_weight_conversion"
     raise UserError(
         f"adapter {folder}: {shown(key)}={value}: adapters with this setting cannot be souped{hint}"
     )
+
+
+def _packed_by_peft(config: Mapping[str, Any]) -> bool:
+    """Whether B of several experts is in PEFT's order. Unsloth used another one before it said which."""
+    mapping = config.get("auto_mapping")
+    unsloth = isinstance(mapping, dict) and "unsloth_fixed" in mapping
+    layout = config.get("lora_B_layout", None if unsloth else "rank_major")
+    return bool(layout == "rank_major")
 
 
 def _number(key: str, value: Json) -> float:

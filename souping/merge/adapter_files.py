@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,13 +17,13 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.header import header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import LORA_BIAS, PEFT_PREFIX, TOKENS, Adapter
-from souping.checkpoints.views import Raw, widen
+from souping.checkpoints.views import Float32, Raw, widen
 from souping.core.open_files import write_at
 from souping.core.text import shown
 from souping.core.types import Json, Recipe, UserError
 from souping.merge import OptionalProgress
 from souping.merge.alignment import Alignment, lone_recipe
-from souping.merge.changes import Change, Changes, Update
+from souping.merge.changes import PARAMETERS, Change, Changes, Update
 from souping.merge.factors import AdapterShares, TensorReader, join
 from souping.merge.methods import narrow
 from souping.merge.mixing import chunks
@@ -77,7 +79,8 @@ def _stored(
         # In one module, the adapters' factors differ only in rank: the first adapter's give the other sizes.
         _, pair, _ = shares[module][0]
         a, b = pair.keys
-        shapes = {a: (rank, pair.a.shape[1]), b: (pair.b.shape[0], rank)}
+        size = rank * (pair.experts or 1)
+        shapes = {a: (size, pair.a.shape[1]), b: (pair.b.shape[0], size)}
         yield shapes, _factors(pair.keys, shares, module, reader, dtype, rank)
     trained = trained_in(changes)
     biased = set[str]()
@@ -111,8 +114,8 @@ def _blocks(key: str, update: Update, dtype: str) -> Values:
 
 
 def factor_shares(changes: Changes) -> AdapterShares:
-    """{module: shares of the adapters with factors there}"""
-    return {change.site.module: change.pairs for change in changes.values() if change.pairs}
+    """{module as the factors' names have it: shares of the adapters with factors there}"""
+    return {c.pairs[0][1].module: c.pairs for c in changes.values() if c.pairs}
 
 
 def trained_in(changes: Changes) -> list[Change]:
@@ -151,7 +154,13 @@ def adapter_config_text(
     if name == settings[0].base:
         revision = settings[0].revision
     task_types = (setting.task_type for setting in settings)
-    shares = factor_shares(changes)
+    modules = list[Json]()
+    parameters = list[Json]()
+    for parameter, change in sorted(changes.items()):
+        if PARAMETERS in change.kinds:
+            parameters.append(parameter)
+        elif change.pairs:
+            modules.append(change.site.module)
     table: dict[str, Json] = {
         "auto_mapping": settings[0].auto_mapping,
         "base_model_name_or_path": name,
@@ -165,7 +174,7 @@ def adapter_config_text(
         "peft_type": "LORA",
         "r": rank,
         "revision": revision,
-        "target_modules": sorted(shares),
+        "target_modules": modules,
         "task_type": next((task for task in task_types if task is not None), None),
         "use_dora": False,
         "use_rslora": False,
@@ -182,6 +191,8 @@ def adapter_config_text(
             table["lora_bias"] = True
         if change.rows:
             tokens[change.site.module] = list[Json](change.rows)
+    if parameters:
+        table["target_parameters"] = parameters
     if saved:
         table["modules_to_save"] = list(saved)
     if tokens:
@@ -215,9 +226,9 @@ def write_model(
         UserError: a tensor is shared with one that is not changed, a file ended early, or a value is not finite.
     """
     refuse_shared(change.site for change in changes.values())
-    by_tensor = {change.site.tensor.name: change for change in changes.values()}
-    changed = [tensor for tensor in plan.tensors if tensor.name in by_tensor]
-    others = [tensor for tensor in plan.tensors if tensor.name not in by_tensor]
+    changed = {tensor.name for change in changes.values() for tensor in change.site.stored}
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+    others = [tensor for tensor in plan.tensors if tensor.name not in changed]
     make_shards(plan, stage)
     copied = chunks(replace(plan, tensors=tuple(others)))
     if progress is None:
@@ -225,13 +236,15 @@ def write_model(
     else:
         fill_shards(plan, stage, lambda count, _: progress(count, plan.nbytes), work=copied)
     done = sum(tensor.nbytes for tensor in others)
-    for tensor in changed:
+    for change in changes.values():
         # The plan's only ingredient is the base.
-        update = Update(by_tensor[tensor.name], reader, plan.ingredients[0].name)
-        _write_tensor(plan, tensor, stage, update, reader)
-        done += tensor.nbytes
-        if progress is not None:
-            progress(done, plan.nbytes)
+        update = Update(change, reader, plan.ingredients[0].name)
+        for stored, blocks in groupby(update.stored_blocks(), key=itemgetter(0)):
+            tensor = planned[stored.name]
+            _write_tensor(plan, tensor, stage, map(itemgetter(1), blocks), reader)
+            done += tensor.nbytes
+            if progress is not None:
+                progress(done, plan.nbytes)
 
 
 def refuse_shared(sites: Iterable[Site]) -> None:
@@ -249,12 +262,16 @@ def refuse_shared(sites: Iterable[Site]) -> None:
 
 
 def _write_tensor(
-    plan: MergePlan, tensor: PlannedTensor, stage: Path, update: Update, reader: TensorReader
+    plan: MergePlan,
+    tensor: PlannedTensor,
+    stage: Path,
+    blocks: Iterable[Float32],
+    reader: TensorReader,
 ) -> None:
     """Write one changed tensor at its place in its shard, block by block."""
     start = len(plan.header(tensor.shard)) + tensor.offset
     with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
-        for _, block in update.blocks():
+        for block in blocks:
             out = narrow(block.reshape(-1), tensor.dtype)
             reader.check_soup(widen(out, tensor.dtype), tensor.name)
             write_at(file.fileno(), out.data, start)

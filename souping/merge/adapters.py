@@ -15,7 +15,14 @@ from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.checkpoints.hub import cached_name, parse_name
-from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, FULL_MODEL, Adapter, is_adapter
+from souping.checkpoints.lora import (
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    FULL_MODEL,
+    Adapter,
+    FactorPair,
+    is_adapter,
+)
 from souping.checkpoints.views import Float32
 from souping.core.folders import staged
 from souping.core.protocols import AdapterShape
@@ -33,9 +40,10 @@ from souping.merge import (
 )
 from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.backend import MergeBackend, check_adapter_settings
-from souping.merge.changes import DORA, Change, Changes, Update, changes_of
+from souping.merge.changes import DORA, FACTORS, Change, Changes, Update, changes_of
 from souping.merge.live import LiveModule
 from souping.merge.methods import torch_dtype
+from souping.merge.parameters import with_targets
 from souping.merge.plan import base_name, tokenizer_source
 from souping.merge.sites import Site, find_base, sites
 from souping.merge.soup_files import (
@@ -93,6 +101,10 @@ class AdapterPool(CandidatePool):
             raise UserError(
                 f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first"
             )
+        # Fingerprints are of adapters as they are without the base.
+        alone = dict(self.adapters)
+        for name, adapter in alone.items():
+            self.adapters[name] = with_targets(self.base, name, adapter)
         self.sites = sites(self.base, self.adapters)
         # What all adapters together change.
         self._all_changes = self.changes(dict.fromkeys(self.adapters, 1.0))
@@ -105,7 +117,7 @@ class AdapterPool(CandidatePool):
             adapter_files.refuse_shared(self.sites.values())
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = dict[str, str]()
-        for name, adapter in self.adapters.items():
+        for name, adapter in alone.items():
             self._fingerprints[name] = adapter.fingerprint(self.base_fingerprint, cache)
         self._eos_token_ids = eos_token_ids(self.base.folder)
         self._folders = dict(folders)
@@ -114,6 +126,7 @@ class AdapterPool(CandidatePool):
         self._warnings = self._compare_tokenizers()
         if mixed and merge.adapters == "keep":
             self._warnings.append(f"{mixed}: soups are full models, as with merge.adapters=merge")
+        self._warnings += self._unsaid_packing()
         # {name: checkpoint} of the adapters and the base.
         self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
         self._opened[self.base_name] = self.base
@@ -169,30 +182,40 @@ class AdapterPool(CandidatePool):
                 continue
             soup = Update(changes.get(parameter, Change(site)), reader, self.base_name)
             middle = site.tensor.shape[0] // 2
-            rows = soup.base_rows(middle, min(UPDATE_ROWS, middle))
+            # A row of fused experts is one whole expert.
+            most = 1 if len(site.tensor.shape) == 3 else UPDATE_ROWS
+            rows = soup.base_rows(middle, min(most, middle))
             if update:
                 rows = np.zeros_like(rows)
             values[site.tensor.name] = soup.added(rows, middle).reshape(-1)
         return values
 
     def _updates(self, names: Names) -> Iterator[FloatArray]:
-        """Blocks [M, elements] of the updates scaling * B A of M adapters, in a few modules that all of them adapt.
+        """Blocks [M, elements] of the updates scaling * B A of M adapters, of a few parameters that all of them change.
 
         Factors alone do not compare: (B R) (R^-1 A) is the same update. A block is some rows in the middle.
         """
-        parts = {name: self.adapters[name].parts for name in names}
-        modules = sorted(set.intersection(*map(set, parts.values())))
+        parts = dict[str, dict[str, FactorPair]]()
+        for name in names:
+            pairs = self.adapters[name].parts.values()
+            parts[name] = {pair.parameter: pair for pair in pairs}
+        parameters = sorted(set.intersection(*map(set, parts.values())))
         # Values that are not finite are for a merge to refuse.
         reader = factors.TensorReader(self._opened)
-        count = min(FEWEST_BLOCKS, len(modules))
+        count = min(FEWEST_BLOCKS, len(parameters))
         for number in range(count):
-            module = modules[number * len(modules) // count]
+            parameter = parameters[number * len(parameters) // count]
             updates = []
             for name in names:
-                pair = parts[name][module]
+                pair = parts[name][parameter]
                 middle = pair.b.shape[0] // 2
-                b = reader.rows(name, pair.b, middle, min(UPDATE_ROWS, middle))
-                updates.append((pair.scaling * b @ reader.rows(name, pair.a)).ravel())
+                rows = reader.rows(name, pair.b, middle, min(UPDATE_ROWS, middle))
+                a, b = factors.unpacked(pair, reader.rows(name, pair.a), rows)
+                if pair.experts:
+                    # One expert stands for all.
+                    a = a[pair.experts // 2]
+                    b = b[pair.experts // 2]
+                updates.append((pair.scaling * b @ a).ravel())
             yield np.stack(updates, dtype=np.float64)
 
     def check_tokenizers(self, texts: Sequence[str] = ()) -> None:
@@ -246,8 +269,9 @@ class AdapterPool(CandidatePool):
             return None
         shares = adapter_files.factor_shares(self._all_changes)
         settings = set[str]()
-        for change in adapter_files.trained_in(self._all_changes):
+        for change in self._all_changes.values():
             settings.update(change.kinds)
+        settings.discard(FACTORS)
         return AdapterShape(
             base=self.base.folder,
             rank=factors.soup_rank(shares, self._merge.rank),
@@ -263,8 +287,12 @@ class AdapterPool(CandidatePool):
             # A [rank, in] and B [out, rank], in fp32 at most.
             elements = 0
             for change in self._all_changes.values():
-                tensor = change.site.tensor
-                elements += shape.rank * sum(tensor.shape) if change.pairs else tensor.count
+                if change.pairs:
+                    pair = change.pairs[0][1]
+                    size = shape.rank * (pair.experts or 1)
+                    elements += size * (pair.a.shape[1] + pair.b.shape[0])
+                else:
+                    elements += change.site.tensor.count
             return 4 * elements + self.base.side_bytes
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 
@@ -367,6 +395,19 @@ class AdapterPool(CandidatePool):
         """Close the backend, as a pool of full models does."""
         self._merge.close()
 
+    def _unsaid_packing(self) -> list[str]:
+        """A warning if adapters of experts do not say how they pack them."""
+        unsaid = list[str]()
+        for name, adapter in self.adapters.items():
+            if not adapter.settings.packed and any(p.experts for p in adapter.parts.values()):
+                unsaid.append(name)
+        if not unsaid:
+            return []
+        return [
+            f"experts in {listed(unsaid)} are read in PEFT's order. Unsloth had another one before September 2026: "
+            "merge adapters by it with Unsloth"
+        ]
+
     def _tokenizer_source(self, recipe: Recipe) -> str:
         """The adapter whose tokenizer the soup gets: that of `merge.tokenizer_from`, else the recipe's first."""
         return tokenizer_source(self._merge.tokenizer_from, recipe) or recipe.ingredients[0]
@@ -375,10 +416,16 @@ class AdapterPool(CandidatePool):
 def _not_kept(changes: Changes) -> str:
     """Why a soup of all adapters cannot stay an adapter; empty if it can."""
     biased = any("lora_bias" in change.kinds for change in changes.values())
+    parameter_of = dict[str, str]()
     for change in changes.values():
         what = shown(change.site.parameter)
-        if biased and any(pair.embedding for _, pair, _ in change.pairs):
-            return f"PEFT has no lora_bias for embeddings ({what})"
+        if biased and any(pair.embedding or pair.target for _, pair, _ in change.pairs):
+            return f"PEFT has no lora_bias for embeddings and parameters ({what})"
+        # Factors have the names of wraps around a module, which count the parameters in it that are targeted.
+        names = {pair.module for _, pair, _ in change.pairs}
+        owners = {parameter_of.setdefault(name, change.site.parameter) for name in names}
+        if len(names) > 1 or owners - {change.site.parameter}:
+            return f"adapters target different parameters beside {what}"
         if FULL_MODEL in change.kinds:
             return "some candidates are full models"
         if DORA in change.kinds:

@@ -1,7 +1,7 @@
 """What a soup of adapters makes of one parameter of its base, kind by kind.
 
 With weights w_i, a parameter W of the base becomes W + sum_i w_i d_i, where d_i is
-  factors            s B A
+  factors            s B A, for fused experts one product each
   DoRA               m * (W + s B A) / |W + s B A| - W, with a length for each output of the layer
   `lora_bias`        s b
   a trained tensor   T - W (`modules_to_save`, `bias`), or only in its rows (`trainable_token_indices`)
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import Adapter, FactorPair, TrainedTensor
 from souping.checkpoints.views import Float32, widen
 from souping.core.types import FloatArray
@@ -47,7 +48,10 @@ class Change:
         """The ways in which the parameter is changed. One of them but DoRA can be kept in an adapter."""
         kinds = {part.setting for _, part, _ in self.trained}
         for _, pair, _ in self.pairs:
-            kinds.add("factors" if pair.magnitude is None else DORA)
+            if pair.target:
+                kinds.add(PARAMETERS)
+            else:
+                kinds.add(FACTORS if pair.magnitude is None else DORA)
         return sorted(kinds)
 
     @property
@@ -59,7 +63,9 @@ class Change:
         return sorted(rows)
 
 
+FACTORS = "factors"
 DORA = "use_dora"
+PARAMETERS = "target_parameters"
 Changes = Mapping[str, Change]
 """{parameter: its change}"""
 
@@ -70,8 +76,8 @@ def changes_of(
     """{parameter: what the adapters with a weight make of it}."""
     changes = dict[str, Change]()
     for name, weight in weights.items():
-        for module, pair in adapters[name].parts.items():
-            key = f"{module}.weight"
+        for pair in adapters[name].parts.values():
+            key = pair.parameter
             changes.setdefault(key, Change(sites[key])).pairs.append((name, pair, weight))
         for part in adapters[name].trained:
             key = part.parameter
@@ -109,11 +115,26 @@ class Update:
         for start, count in blocks_of(self._change.site.tensor.shape):
             yield start, self.added(self.base_rows(start, count), start)
 
+    def stored_blocks(self) -> Iterator[tuple[Tensor, Float32]]:
+        """(tensor of the base's files, the soup's next rows of it) of all blocks, tensor by tensor."""
+        site = self._change.site
+        for start, block in self.blocks():
+            if not site.pieces:
+                yield site.tensor, block
+                continue
+            pieces = site.pieces_of(start, len(block))
+            yield from zip(pieces, block.reshape(len(pieces), *pieces[0].shape), strict=True)
+
     def base_rows(self, start: int, count: int) -> Float32:
-        tensor = self._change.site.tensor
-        if self._change.site.absent:
-            return np.zeros((count, *tensor.shape[1:]), np.float32)
-        return self._reader.rows(self._base, tensor, start, count)
+        site = self._change.site
+        shape = (count, *site.tensor.shape[1:])
+        if site.absent:
+            return np.zeros(shape, np.float32)
+        if site.pieces:
+            pieces = site.pieces_of(start, count)
+            rows = [self._reader.rows(self._base, piece) for piece in pieces]
+            return np.concatenate(rows).reshape(shape)
+        return self._reader.rows(self._base, site.tensor, start, count)
 
     def added(self, base: Float32, start: int) -> Float32:
         """`base` [n, ...], rows of the parameter from `start` on, with all changes: fp64, rounded to fp32."""

@@ -5,6 +5,9 @@ A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2, ...], so the product of t
 themselves would add products of different adapters, B_i A_j, which were never trained. With `merge.rank` = r below that
 rank, the pair is the best one of rank r for the same product.
 
+Fused experts have such a pair each: then A is [experts, rank, in] and B is [experts, out, rank] here. PEFT stores A as
+[experts * rank, in] and B as [out, rank * experts], so the columns of one expert's B do not follow each other.
+
 With `merge.adapters=keep` the pair is written as an adapter that PEFT loads, with `merge` as a full model:
 base + sum_i w_i s_i B_i A_i, rounded once to the output dtype.
 """
@@ -93,29 +96,41 @@ def join(reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank:
     A `rank` above the sum of the adapters' ranks adds zeros, one below it truncates the product.
     """
     a, b = concatenated(reader, shares)
-    if rank < len(a):
+    if rank < a.shape[-2]:
         a, b = truncated(a, b, rank)
-    zeros = rank - len(a)
-    a = np.pad(a, ((0, zeros), (0, 0)))
-    b = np.pad(b, ((0, 0), (0, zeros)))
+    zeros = rank - a.shape[-2]
+    before = [(0, 0)] * (a.ndim - 2)
+    a = np.pad(a, (*before, (0, zeros), (0, 0)))
+    b = np.pad(b, (*before, (0, 0), (0, zeros)))
+    if b.ndim == 3:
+        b = np.moveaxis(b, 0, -1)
     return [narrow(a.reshape(-1), dtype), narrow(b.reshape(-1), dtype)]
 
 
+def unpacked(pair: FactorPair, a: Float32, b: Float32) -> tuple[Float32, Float32]:
+    """A [experts * rank, in] and B [out, rank * experts], or rows of it, by expert; others as they are."""
+    if pair.experts is None:
+        return a, b
+    by_expert = b.reshape(len(b), -1, pair.experts)
+    return a.reshape(pair.experts, -1, a.shape[1]), np.moveaxis(by_expert, -1, 0)
+
+
 def concatenated(reader: TensorReader, shares: Sequence[AdapterShare]) -> tuple[Float32, Float32]:
-    """A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2, ...] of a module."""
+    """A = [A_1; A_2; ...] and B = [w_1 s_1 B_1, w_2 s_2 B_2, ...] of a module, or of each of its experts."""
     a = list[Float32]()
     b = list[Float32]()
     for name, pair, weight in shares:
-        a.append(reader.rows(name, pair.a))
+        own_a, own_b = unpacked(pair, reader.rows(name, pair.a), reader.rows(name, pair.b))
+        a.append(own_a)
         with np.errstate(over="ignore", invalid="ignore"):
-            scaled = reader.rows(name, pair.b).astype(np.float64) * (weight * pair.scaling)
+            scaled = own_b.astype(np.float64) * (weight * pair.scaling)
             b.append(scaled.astype(np.float32))
-    return np.concatenate(a, axis=0), np.concatenate(b, axis=1)
+    return np.concatenate(a, axis=-2), np.concatenate(b, axis=-1)
 
 
 @dataclass(frozen=True)
 class ProductSvd:
-    """Singular value decomposition of B A = U diag(S) V: U [out, R], S [R], V [R, in]."""
+    """Singular value decomposition of B A = U diag(S) V: U [out, R], S [R], V [R, in]; of experts, one each."""
 
     u: FloatArray
     values: FloatArray
@@ -125,17 +140,17 @@ class ProductSvd:
     def of(cls, a: Float32, b: Float32) -> ProductSvd:
         """By QR: with B = Q_b R_b and A' = Q_a R_a, B A = Q_b (R_b R_a') Q_a'. B A itself is never made."""
         q_b, r_b = np.linalg.qr(b.astype(np.float64))
-        q_a, r_a = np.linalg.qr(a.T.astype(np.float64))
-        u, values, v = np.linalg.svd(r_b @ r_a.T)
-        return cls(q_b @ u, values, v @ q_a.T)
+        q_a, r_a = np.linalg.qr(a.mT.astype(np.float64))
+        u, values, v = np.linalg.svd(r_b @ r_a.mT)
+        return cls(q_b @ u, values, v @ q_a.mT)
 
 
 def truncated(a: Float32, b: Float32, rank: int) -> tuple[Float32, Float32]:
     """(A, B) of this rank whose product is nearest to B A in the Frobenius norm (Eckart and Young 1936)."""
     svd = ProductSvd.of(a, b)
-    root = np.sqrt(svd.values[:rank])
-    left = svd.u[:, :rank] * root
-    right = root[:, None] * svd.v[:rank]
+    root = np.sqrt(svd.values[..., :rank])
+    left = svd.u[..., :rank] * root[..., None, :]
+    right = root[..., None] * svd.v[..., :rank, :]
     return right.astype(np.float32), left.astype(np.float32)
 
 
@@ -146,27 +161,29 @@ def truncation_error(reader: TensorReader, shares: AdapterShares, rank: int) -> 
     total = 0.0
     for module_shares in shares.values():
         squares = ProductSvd.of(*concatenated(reader, module_shares)).values ** 2
-        lost += float(squares[rank:].sum())
+        lost += float(squares[..., rank:].sum())
         total += float(squares.sum())
     return math.sqrt(lost / total) if total else 0.0
 
 
 class Product:
-    """Soup's product at one site, as rows of the weight it is added to.
+    """Soup's product at one site, as rows of the weight it is added to. A row of fused experts is one expert.
 
     `a` [rank, in] and `b` [out, rank] are fp32. A weight stored [in, out] gets the product transposed.
     """
 
     def __init__(self, a: Float32, b: Float32, transposed: bool) -> None:
-        self.left: Float32 = a.T if transposed else b
-        self.right: FloatArray = (b.T if transposed else a).astype(np.float64)
+        self.left: Float32 = a.mT if transposed else b
+        self.right: FloatArray = (b.mT if transposed else a).astype(np.float64)
 
     def total(self, base: Float32, start: int) -> FloatArray:
         """`base` [n, columns], the rows of the weight from `start` on, plus the product, in fp64.
 
         fp64 keeps the sum independent of how a matrix library splits the work, so that loading and writing agree.
         """
-        total: FloatArray = self.left[start : start + len(base)].astype(np.float64) @ self.right
+        rows = slice(start, start + len(base))
+        right = self.right if self.right.ndim == 2 else self.right[rows]
+        total: FloatArray = self.left[rows].astype(np.float64) @ right
         total += base
         return total
 
@@ -180,8 +197,12 @@ def product(
 ) -> Product:
     """The product of one module's soup, whose factors are rounded to `dtype` and have at most the rank `limit`."""
     rank = min(rank_of(shares), limit or rank_of(shares))
-    a, b = join(reader, shares, dtype, rank)
-    return Product(widen(a, dtype).reshape(rank, -1), widen(b, dtype).reshape(-1, rank), transposed)
+    raw_a, raw_b = join(reader, shares, dtype, rank)
+    pair = shares[0][1]
+    size = rank * (pair.experts or 1)
+    packed_a = widen(raw_a, dtype).reshape(size, -1)
+    a, b = unpacked(pair, packed_a, widen(raw_b, dtype).reshape(-1, size))
+    return Product(a, b, transposed)
 
 
 def rank_of(shares: Sequence[AdapterShare]) -> int:

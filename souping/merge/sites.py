@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from souping.checkpoints.folder import TIED
 from souping.checkpoints.header import FLOATS, Tensor
 from souping.checkpoints.lora import FULL_MODEL, Adapter, FactorPair, TrainedTensor
 from souping.core.files import expanded, folder_at
-from souping.core.text import shown
+from souping.core.text import listed, shown
 from souping.core.types import UserError
 
 CONV1D = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
@@ -25,7 +26,8 @@ class Site:
 
     `transposed` where a weight is stored [in, out] (embeddings, Conv1D). `shared` where the base stores one tensor for
     the input embedding and the output head, and only one of them is changed here. `absent` where the base has no such
-    bias; `tensor` then has only its shape.
+    bias; `tensor` then has only its shape. `pieces` are the base's tensors of single experts, in the order in which
+    they make up `tensor`, if the base has only these.
     """
 
     parameter: str
@@ -33,10 +35,21 @@ class Site:
     transposed: bool
     shared: bool = False
     absent: bool = False
+    pieces: tuple[Tensor, ...] = ()
 
     @property
     def module(self) -> str:
         return self.parameter.rpartition(".")[0]
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """The tensors in the base's files."""
+        return self.pieces or (self.tensor,)
+
+    def pieces_of(self, start: int, count: int) -> tuple[Tensor, ...]:
+        """The pieces of `count` experts from expert `start` on."""
+        each = len(self.pieces) // self.tensor.shape[0]
+        return self.pieces[start * each : (start + count) * each]
 
 
 def find_base(
@@ -88,13 +101,14 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     # The shape of a square weight does not show whether it is stored [in, out]: the configs say so.
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
     square_transposed = flagged or base.config.get("model_type") in CONV1D
-    modules = set[str]()
-    for adapter in adapters.values():
-        modules.update(adapter.parts)
+    # {parameter: {adapter: its factors}}
+    factors = defaultdict[str, dict[str, FactorPair]](dict)
+    for name, adapter in adapters.items():
+        for pair in adapter.parts.values():
+            factors[pair.parameter][name] = pair
     by_parameter = dict[str, Site]()
-    for module in sorted(modules):
-        site = _site(base, module, adapters, square_transposed)
-        by_parameter[site.parameter] = site
+    for parameter, pairs in sorted(factors.items()):
+        by_parameter[parameter] = _targeted_site(pairs) or _site(base, pairs, square_transposed)
     for name, adapter in adapters.items():
         for part in adapter.trained:
             site = _trained_site(base, name, part)
@@ -105,30 +119,45 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     # Adapters of a whole model and of its inner one call a weight by different names.
     first_names = dict[str, str]()
     for site in by_parameter.values():
-        first = first_names.setdefault(site.tensor.name, site.parameter)
-        if first != site.parameter and not site.shared:
-            raise UserError(
-                f"adapters call {site.tensor.name} by two names, {shown(first)} and {shown(site.parameter)}"
-            )
+        for tensor in site.stored:
+            first = first_names.setdefault(tensor.name, site.parameter)
+            if first != site.parameter and not site.shared:
+                raise UserError(
+                    f"adapters call {tensor.name} by two names, {shown(first)} and {shown(site.parameter)}"
+                )
     for name, adapter in adapters.items():
         _copies_are_base(base, name, adapter)
         _nothing_is_missing(base, name, adapter, by_parameter)
     return dict(sorted(by_parameter.items()))
 
 
-def _site(
-    base: Checkpoint, module: str, adapters: Mapping[str, Adapter], square_transposed: bool
-) -> Site:
+def _targeted_site(pairs: Mapping[str, FactorPair]) -> Site | None:
+    """The parameter that adapters name in `target_parameters`; None if they adapt a module.
+
+    Raises:
+        UserError: the adapters' factors are not packed in one way.
+    """
+    targets = {pair.target for pair in pairs.values()}
+    target = targets.pop()
+    if targets:
+        parameter = next(iter(pairs.values())).parameter
+        raise UserError(
+            f"{listed(pairs)} have factors of {shown(parameter)} in different ways (target_modules, or versions of "
+            "PEFT): merge one with PEFT, and use that model as a candidate"
+        )
+    if target is None:
+        return None
+    return Site(target.name, target.tensor, target.transposed, pieces=target.pieces)
+
+
+def _site(base: Checkpoint, pairs: Mapping[str, FactorPair], square_transposed: bool) -> Site:
     """The weight that the adapters' product at a module is added to (UserError: there is none that fits).
 
     The shape shows whether it is stored [in, out]; for a square one, `square_transposed` says it.
     """
-    pairs = dict[str, FactorPair]()
-    for name, adapter in adapters.items():
-        if module in adapter.parts:
-            pairs[name] = adapter.parts[module]
     first, first_pair = next(iter(pairs.items()))
-    tensor = _in_base(base, first, f"{module}.weight")
+    module = first_pair.module
+    tensor = _in_base(base, first, first_pair.parameter)
     for name, pair in pairs.items():
         if pair.embedding != first_pair.embedding or not _fits(pair, tensor):
             raise UserError(

@@ -23,6 +23,15 @@ def small_config(kind: str, tie: bool) -> transformers.PreTrainedConfig:
         return transformers.MixtralConfig.from_dict(
             {**shape, "intermediate_size": 16, "num_local_experts": 3}
         )
+    if kind == "qwen3_moe":
+        experts = {"moe_intermediate_size": 12, "num_experts": 3, "num_experts_per_tok": 2}
+        return transformers.Qwen3MoeConfig.from_dict(shape | experts | {"head_dim": 8})
+    if kind == "gpt_oss":
+        experts = {"intermediate_size": 16, "num_local_experts": 3, "num_experts_per_tok": 2}
+        return transformers.GptOssConfig.from_dict(shape | experts | {"head_dim": 8})
+    if kind == "llama4":
+        experts = {"intermediate_size": 16, "intermediate_size_mlp": 16, "num_local_experts": 3}
+        return transformers.Llama4TextConfig.from_dict(shape | experts | {"head_dim": 8})
     return transformers.LlamaConfig.from_dict(
         {**shape, "intermediate_size": 40, "tie_word_embeddings": tie}
     )

@@ -7,6 +7,7 @@ the formulas with PEFT's own `merge_and_unload`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ PATTERNS: Settings = {
 }  # fmt: skip
 RSLORA: Settings = {"r": 3, "use_rslora": True, "target_modules": ["q_proj"]}
 EMBEDDING: Settings = {"r": 2, "target_modules": ["embed_tokens", "q_proj"]}
+EXPERTS: Settings = {
+    "r": 2, "lora_alpha": 6, "rank_pattern": {"gate_up_proj": 5}, "alpha_pattern": {"experts.down_proj": 3},
+    "target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+}  # fmt: skip
+"""With `rank_pattern`, factors of one adapter have several ranks."""
+OTHER_EXPERTS: Settings = RSLORA | {"target_parameters": ["gate_up_proj", "down_proj"]}
 KINDS: dict[str, tuple[str, Settings, Settings]] = {
     "saved modules": ("untied", PATTERNS | {"modules_to_save": ["lm_head"]}, RSLORA | {"modules_to_save": ["norm"]}),
     "a tied head": ("tied", PATTERNS | {"modules_to_save": ["lm_head"]}, RSLORA),
@@ -55,10 +62,20 @@ KINDS: dict[str, tuple[str, Settings, Settings]] = {
     "DoRA": ("untied", PATTERNS | {"use_dora": True}, RSLORA | {"use_dora": True}),
     "DoRA of one": ("untied", PATTERNS | {"use_dora": True}, RSLORA),
     "DoRA of embeddings": ("untied", EMBEDDING | {"use_dora": True}, RSLORA),
+    "fused experts": ("gpt_oss", EXPERTS, OTHER_EXPERTS),
+    "fused experts that PEFT turns": ("llama4", EXPERTS, OTHER_EXPERTS),
+    "experts that transformers fuses": ("qwen3_moe", EXPERTS, OTHER_EXPERTS),
+    "experts that PEFT fuses too": ("mixtral", RSLORA | {"target_modules": ["w1", "w2", "w3"]}, OTHER_EXPERTS),
+    "a router": ("qwen3_moe", {"target_modules": [], "target_parameters": ["gate.weight"]}, EXPERTS),
+    "half of the experts": ("gpt_oss", EXPERTS | {"target_parameters": ["experts.down_proj"]}, OTHER_EXPERTS),
+    "other halves": (
+        "gpt_oss", EXPERTS | {"target_parameters": ["gate_up_proj"]},
+        EXPERTS | {"target_parameters": ["down_proj"]},
+    ),
     "mixed": ("untied", PATTERNS | {"modules_to_save": ["v_proj"], "target_modules": ["q_proj"]}, PATTERNS),
 }  # fmt: skip
 """{kind: (base, settings of a, settings of b)}"""
-FULL = {"DoRA", "DoRA of one", "DoRA of embeddings", "mixed"}
+FULL = {"DoRA", "DoRA of one", "DoRA of embeddings", "mixed", "other halves"}
 """Kinds whose soups are full models whatever `merge.adapters` is."""
 KEPT_ONLY = {"a tied head", "tied embeddings", "embeddings that stay tied", "lora_bias alone"}
 """Kinds that no full model of the base's architecture can hold."""
@@ -76,7 +93,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for parameter in model.parameters():
             parameter.normal_(0, 0.15)
     model.save_pretrained(folder / "biased")
-    return {name: folder / name for name in ("untied", "tied", "biased")}
+    for kind in ("gpt_oss", "llama4", "mixtral", "qwen3_moe"):
+        save_base(folder / kind, kind)
+    return {path.name: path for path in folder.iterdir()}
 
 
 def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
@@ -106,10 +125,7 @@ def pool_of(folders: dict[str, Path], **merge: Any) -> AdapterPool:
 
 def base_weights(base: Path) -> Tensors:
     """The base in float64; a tied head has its own copy."""
-    tensors = load_file(base / "model.safetensors")
-    weights = {name: tensor.double() for name, tensor in tensors.items()}
-    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"].clone())
-    return weights
+    return state(load_base(base))
 
 
 def by_formula(base: Path, adapter: Path) -> Tensors:
@@ -127,6 +143,10 @@ def by_formula(base: Path, adapter: Path) -> Tensors:
         if side not in ("A.weight", "embedding_A"):
             continue
         b = tensors[name.replace("_A", "_B")]
+        if config["target_parameters"] and re.search(r"\.experts|\.mlp\.gate$", module):
+            parameter, delta = of_parameter(module, a, b, base, config)
+            weights[parameter] = before[parameter] + delta
+            continue
         patterns = config["alpha_pattern"].items()
         alpha = next((v for key, v in patterns if module.endswith(key)), config["lora_alpha"])
         scaling = alpha / (len(a) ** 0.5 if config["use_rslora"] else len(a))
@@ -150,6 +170,30 @@ def by_formula(base: Path, adapter: Path) -> Tensors:
         elif "lora_" not in name and not name.endswith("base_layer.weight"):
             weights[name.replace(".base_layer.", ".")] = tensor
     return weights
+
+
+def of_parameter(
+    module: str, a: torch.Tensor, b: torch.Tensor, base: Path, config: Settings
+) -> tuple[str, torch.Tensor]:
+    """(parameter, what is added to it), expert by expert and rank by rank; PEFT wraps gate_up_proj first."""
+    owner = module.removesuffix(".base_layer")
+    experts = 3 if owner.endswith("experts") else 1
+    both = len(config["target_parameters"]) == 2
+    last = "gate_up_proj" if module != owner or not both else "down_proj"
+    if not both:
+        last = config["target_parameters"][0].rpartition(".")[2]
+    rank = len(a) // experts
+    alpha = config["lora_alpha"]
+    for key, value in config["alpha_pattern"].items():
+        alpha = value if key.endswith(last) else alpha
+    delta = torch.zeros(experts, len(b), a.shape[1]).double()
+    for expert in range(experts):
+        for number in range(rank):
+            delta[expert] += b[:, number * experts + expert, None] * a[expert * rank + number]
+    delta *= alpha / (rank**0.5 if config["use_rslora"] else rank)
+    if json.loads((base / "config.json").read_text())["model_type"] == "gpt_oss":
+        delta = delta.mT
+    return f"{owner}.{last}", delta if experts > 1 else delta[0]
 
 
 def expected(base: Path, folders: dict[str, Path]) -> Tensors:
@@ -176,6 +220,8 @@ def check(found: Tensors, wanted: Tensors) -> None:
 def logits_of(base: Path, weights: Tensors) -> torch.Tensor:
     """Logits of the base's model with these weights, which may have biases that it lacks."""
     model = load_base(base).double()
+    # Products of groups of tokens are in fp32 at most.
+    model.set_experts_implementation("eager")
     for name, tensor in weights.items():
         module, _, last = name.rpartition(".")
         model.get_submodule(module).register_parameter(last, torch.nn.Parameter(tensor))
@@ -426,7 +472,9 @@ def test_a_rank_limit_on_a_pool_that_is_merged_is_refused(
         pool_of(folders, rank=2)
 
 
-@pytest.mark.parametrize("kind", ["saved modules", "lora_bias", "tokens", "biases"])
+@pytest.mark.parametrize(
+    "kind", ["saved modules", "lora_bias", "tokens", "biases", "fused experts"]
+)
 def test_what_vllm_cannot_serve_is_named_in_one_line(
     kind: str, bases: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -213,10 +213,6 @@ def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Settings, str]] = {
     "replication": ({"layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
     "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa.*path_initial_model"),
-    "parameters": (
-        {"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]},
-        "target_parameters",
-    ),
 }
 
 
