@@ -126,7 +126,12 @@ class AdapterPool(CandidatePool):
         self._warnings = self._compare_tokenizers()
         if mixed and merge.adapters == "keep":
             self._warnings.append(f"{mixed}: soups are full models, as with merge.adapters=merge")
-        self._warnings += self._unsaid_packing()
+        unsaid = [n for n, a in alone.items() if a.settings.parameters and not a.settings.packed]
+        if unsaid:
+            self._warnings.append(
+                f"experts in {listed(unsaid)} are read in PEFT's order. Unsloth had another one before September "
+                "2026: merge adapters by it with Unsloth"
+            )
         # {name: checkpoint} of the adapters and the base.
         self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
         self._opened[self.base_name] = self.base
@@ -289,8 +294,7 @@ class AdapterPool(CandidatePool):
             for change in self._all_changes.values():
                 if change.pairs:
                     pair = change.pairs[0][1]
-                    size = shape.rank * (pair.experts or 1)
-                    elements += size * (pair.a.shape[1] + pair.b.shape[0])
+                    elements += shape.rank * (pair.a.count + pair.b.count) // pair.rank
                 else:
                     elements += change.site.tensor.count
             return 4 * elements + self.base.side_bytes
@@ -394,19 +398,6 @@ class AdapterPool(CandidatePool):
     def close(self) -> None:
         """Close the backend, as a pool of full models does."""
         self._merge.close()
-
-    def _unsaid_packing(self) -> list[str]:
-        """A warning if adapters of experts do not say how they pack them."""
-        unsaid = list[str]()
-        for name, adapter in self.adapters.items():
-            if not adapter.settings.packed and any(p.experts for p in adapter.parts.values()):
-                unsaid.append(name)
-        if not unsaid:
-            return []
-        return [
-            f"experts in {listed(unsaid)} are read in PEFT's order. Unsloth had another one before September 2026: "
-            "merge adapters by it with Unsloth"
-        ]
 
     def _tokenizer_source(self, recipe: Recipe) -> str:
         """The adapter whose tokenizer the soup gets: that of `merge.tokenizer_from`, else the recipe's first."""

@@ -2,23 +2,22 @@
 
 PEFT wraps a module once for each of its parameters and names the factors by these wraps, not by parameters:
 `experts.lora_A`, `experts.base_layer.lora_A`. Their shapes, and the base, show which one it is. PEFT 0.18 takes the
-second dimension of fused experts for the inputs, and later ones the last, unless the module says otherwise. A square
-parameter is taken as the adapter's others are.
+second dimension of fused experts for the inputs. Later versions take the last one, unless the module says otherwise.
+So all experts of an adapter are taken one way, and one that is square goes with the others.
 
-transformers fuses experts when it loads them, while many files have them one by one: [gate; up] of each expert, and
-experts one after the other.
+transformers fuses experts when it loads them, while many files have them one by one. It has one rule for all:
+`torch.cat([gate, up], dim=1)` of the stacked experts.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
 from souping.checkpoints.checkpoint import Checkpoint
-from souping.checkpoints.header import FLOATS
+from souping.checkpoints.header import FLOATS, Tensor
 from souping.checkpoints.lora import Adapter, AdapterSettings, FactorPair, TargetedParameter
 from souping.core.text import listed, shown
 from souping.core.types import UserError
@@ -43,27 +42,34 @@ def with_targets(base: Checkpoint, name: str, adapter: Adapter) -> Adapter:
         UserError: the base lacks one, or factors are missing, do not fit, or fit several.
     """
     settings = adapter.settings
-    if not settings.parameters:
-        return adapter
-    parts = dict(adapter.parts)
-    by_owner = defaultdict[str, list[FactorPair]](list)
+    parameters = dict[str, TargetedParameter]()
+    options = dict[str, list[TargetedParameter]]()
+    # Whether all experts are transposed.
+    ways = {False, True}
     for module, pair in adapter.parts.items():
-        by_owner[re.sub(r"(\.base_layer)+$", "", module)].append(pair)
-    for owner, pairs in by_owner.items():
-        parameters = _parameters(base, owner, settings)
-        if not parameters and named_tensor(base, f"{owner}.weight"):
-            continue
-        wraps = {owner + ".base_layer" * number for number in range(len(parameters))}
-        if {pair.module for pair in pairs} != wraps:
+        owner = re.sub(r"(\.base_layer)+$", "", module)
+        own = _parameters(base, owner, settings)
+        if own or (settings.parameters and not named_tensor(base, f"{owner}.weight")):
+            parameters |= own
+            options[module] = _fitting(name, pair, own, settings)
+            ways &= {option.transposed for option in options[module] if option.experts} or ways
+    parts = dict(adapter.parts)
+    for module, fitting in options.items():
+        chosen = [option for option in fitting if not option.experts or {option.transposed} == ways]
+        if len(chosen) != 1:
             raise UserError(
-                f"adapter {name} has {len(pairs)} pairs of factors in {shown(owner)}, but of the parameters in its "
-                f"target_parameters the base has {len(parameters)} there as floats ({listed(parameters)})"
+                f"adapter {name}: the shapes of {shown(module)} do not show how PEFT packed it: merge it with PEFT, "
+                "and use that model as a candidate"
             )
-        for pair in pairs:
-            parts[pair.module] = _with_target(name, pair, parameters, settings)
-        if len({parts[pair.module].parameter for pair in pairs}) < len(pairs):
-            raise _unclear(name, owner)
-    return replace(adapter, parts=_turned(name, parts))
+        pair = replace(parts[module], target=chosen[0])
+        scaling = settings.scaling_of(pair.parameter, pair.rank)
+        parts[module] = replace(pair, scaling=scaling)
+        parameters.pop(pair.parameter, None)
+    if parameters:
+        raise UserError(
+            f"adapter {name} has no factors of {listed(parameters)}, which its target_parameters name: save it again"
+        )
+    return replace(adapter, parts=parts)
 
 
 def _parameters(base: Checkpoint, owner: str, settings: AdapterSettings) -> Parameters:
@@ -74,88 +80,53 @@ def _parameters(base: Checkpoint, owner: str, settings: AdapterSettings) -> Para
         if not f".{owner}".endswith(f".{module}" if module else ""):
             continue
         name = f"{owner}.{last}"
-        whole = named_tensor(base, name)
-        fused = _fused(base, owner, last)
-        if whole is not None and whole.dtype in FLOATS and len(whole.shape) in (2, 3):
-            found[name] = TargetedParameter(name, whole, (), transposed=False)
-        elif fused is not None:
-            found[name] = fused
+        tensor = named_tensor(base, name)
+        pieces: tuple[Tensor, ...] = ()
+        if tensor is None:
+            tensor, pieces = _fused(base, owner, last)
+        if tensor is not None and tensor.dtype in FLOATS:
+            found[name] = TargetedParameter(name, tensor, pieces, transposed=False)
     return found
 
 
-def _fused(base: Checkpoint, owner: str, last: str) -> TargetedParameter | None:
-    """The parameter `last` of the module `owner`, put together from the experts in the files; None if they do not fit.
-
-    transformers has one rule for them all: `torch.cat([gate, up], dim=1)` of the stacked experts.
-    """
-    options = product(EXPERTS_IN_FILES, EXPERT_TENSORS.get(last, ()))
-    for module, names in options:
+def _fused(base: Checkpoint, owner: str, last: str) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    """(the parameter `last` of a module, the tensors of its experts in the files); None if there are none."""
+    for module, names in product(EXPERTS_IN_FILES, EXPERT_TENSORS.get(last, ())):
         ending = f"0.{names[0]}.weight"
         first = named_tensor(base, f"{owner.replace('mlp.experts', module)}.{ending}")
         if first is None:
             continue
-        stem = first.name.removesuffix(ending)
-        experts = 0
-        while f"{stem}{experts}.{names[0]}.weight" in base.tensors:
-            experts += 1
-        keys = [f"{stem}{number}.{part}.weight" for number, part in product(range(experts), names)]
-        pieces = tuple(base.tensors[key] for key in keys if key in base.tensors)
-        alike = {(piece.shape, piece.dtype) for piece in pieces}
-        if len(pieces) == len(keys) and len(alike) == 1 and len(first.shape) == 2:
-            shape = (experts, len(names) * first.shape[0], first.shape[1])
-            name = f"{owner}.{last}"
-            return TargetedParameter(name, replace(first, name=name, shape=shape), pieces, False)
-    return None
+        pieces = list[Tensor]()
+        piece: Tensor | None = first
+        while piece is not None and (piece.shape, piece.dtype) == (first.shape, first.dtype):
+            pieces.append(piece)
+            expert, number = divmod(len(pieces), len(names))
+            key = f"{first.name.removesuffix(ending)}{expert}.{names[number]}.weight"
+            piece = base.tensors.get(key)
+        shape = (len(pieces) // len(names), len(names) * first.shape[0], *first.shape[1:])
+        return replace(first, shape=shape), tuple(pieces)
+    return None, ()
 
 
-def _with_target(
+def _fitting(
     name: str, pair: FactorPair, parameters: Parameters, settings: AdapterSettings
-) -> FactorPair:
-    """The pair with the only parameter that it fits (UserError: none, or several)."""
-    rows = pair.b.shape[0]
-    columns = pair.a.shape[1]
-    fitting = list[FactorPair]()
+) -> list[TargetedParameter]:
+    """The parameters that factors fit, one way or the other (UserError: none)."""
+    sizes = (pair.b.shape[0], pair.a.shape[1])
+    fitting = list[TargetedParameter]()
     for parameter in parameters.values():
-        experts = parameter.experts or 1
-        sizes = parameter.tensor.shape[-2:]
-        turned = parameter.experts is not None and sizes == (columns, rows)
-        rank = pair.a.shape[0] // experts
-        if (turned or sizes == (rows, columns)) and rank * experts == pair.a.shape[0]:
-            scaling = settings.scaling_of(parameter.name, rank)
-            target = replace(parameter, transposed=turned)
-            fitting.append(replace(pair, target=target, scaling=scaling))
-    if len(fitting) > 1:
-        raise _unclear(name, pair.module)
-    if not fitting or fitting[0].rank not in settings.ranks:
+        rank, rest = divmod(pair.a.shape[0], parameter.experts or 1)
+        if rest or rank not in settings.ranks:
+            continue
+        if parameter.tensor.shape[-2:] == sizes:
+            fitting.append(parameter)
+        if parameter.experts and parameter.tensor.shape[-2:] == sizes[::-1]:
+            fitting.append(replace(parameter, transposed=True))
+    if not fitting:
         shapes = [f"{shown(key)} {list(it.tensor.shape)}" for key, it in parameters.items()]
         raise UserError(
-            f"adapter {name}, {shown(pair.module)}: A {list(pair.a.shape)} and B {list(pair.b.shape)} of rank "
-            f"{settings.ranks[0]} do not fit {listed(shapes)}"
+            f"adapter {name}, {shown(pair.module)}: A {list(pair.a.shape)} and B {list(pair.b.shape)} with r="
+            f"{shown(str(settings.ranks[0]))} fit no parameter that target_parameters names (the base has "
+            f"{listed(shapes) or 'none'} as floats)"
         )
-    return fitting[0]
-
-
-def _turned(name: str, parts: Mapping[str, FactorPair]) -> dict[str, FactorPair]:
-    """The parts, those of square experts turned as the other experts are (UserError: nothing shows how)."""
-    ways = set[bool]()
-    squares = dict[str, TargetedParameter]()
-    for module, pair in parts.items():
-        if pair.target is None or pair.target.experts is None:
-            continue
-        if pair.a.shape[1] == pair.b.shape[0]:
-            squares[module] = pair.target
-        else:
-            ways.add(pair.target.transposed)
-    if squares and len(ways) != 1:
-        raise _unclear(name, next(iter(squares)))
-    turned = dict(parts)
-    for module, target in squares.items():
-        turned[module] = replace(parts[module], target=replace(target, transposed=ways == {True}))
-    return turned
-
-
-def _unclear(name: str, module: str) -> UserError:
-    return UserError(
-        f"adapter {name}: the shapes of {shown(module)} do not show how PEFT packed it: merge it with PEFT, and use "
-        "that model as a candidate"
-    )
+    return fitting
