@@ -125,9 +125,9 @@ class TrainedTensor:
 class Adapter:
     """LoRA folder whose headers were read and found sound.
 
-    `parts` are {module: its factors}, `trained` are tensors without factors. `copies` are {module: full weight} of the
-    base that PEFT saved with the factors (embeddings): they have to be the base's own. `full` if it is a full model,
-    which replaces all of the base.
+    `parts` are {module or targeted parameter: its factors}, `trained` are tensors without factors. `copies` are
+    {module: full weight} of the base that PEFT saved with the factors (embeddings): they have to be the base's own.
+    `full` if it is a full model, which replaces all of the base.
     """
 
     checkpoint: Checkpoint
@@ -197,19 +197,21 @@ class Adapter:
         if self.full:
             return fingerprint_of(self.checkpoint, cache)
         uses: list[list[Json]] = []
+        settings = self.settings
         for pair in self.parts.values():
-            use: list[Json] = [pair.module, pair.embedding, pair.rank, pair.scaling]
+            rows = pair.a.shape[0]
+            scaling = settings.scaling_of(pair.module, rows)
+            use: list[Json] = [pair.module, pair.embedding, rows, scaling]
             if pair.magnitude is not None:
                 use.append("use_dora")
             uses.append(use)
-        if self.settings.parameters:
-            # With these, the base says what the factors are of.
-            patterns = list[Json](map(list, self.settings.alpha_pattern.items()))
-            scaling: list[Json] = [self.settings.alpha, self.settings.rslora, patterns]
-            uses.append([*self.settings.parameters, scaling])
+        if settings.parameters:
+            # Of these, the base gives ranks and scalings.
+            rules = (settings.alpha, settings.rslora, settings.alpha_pattern)
+            uses.append([*settings.parameters, *map(str, rules)])
         for part in self.trained:
-            rows = None if part.rows is None else list(part.rows)
-            uses.append([part.parameter, part.setting, part.scaling, rows])
+            tokens = None if part.rows is None else list(part.rows)
+            uses.append([part.parameter, part.setting, part.scaling, tokens])
         return digest([base, sorted(uses), fingerprint_of(self.checkpoint, cache)])
 
 
@@ -374,6 +376,8 @@ PLAIN_LORA = {
 """Keys that an adapter may set. Any other key that is set makes it one that cannot be souped."""
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
+PACKED = "rank_major"
+"""PEFT's order of the columns of B of several experts, by the name that Unsloth gives it."""
 SETTING_TYPES = {
     "alpha_pattern": dict, "use_rslora": bool, "fan_in_fan_out": bool, "base_model_name_or_path": str, "revision": str,
     "task_type": str, "modules_to_save": list, "lora_bias": bool, "use_dora": bool,
@@ -452,10 +456,11 @@ def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
         for key, kind in SETTING_TYPES.items():
             if not isinstance(config.get(key), kind | None):
                 raise ValueError(f"{key}={config[key]}")
-        alphas = dict[str, float]()
-        for key, value in (config.get("alpha_pattern") or {}).items():
-            # PEFT itself writes such expressions, for experts that transformers fuses.
-            alphas[_name(key.removeprefix(r".*\."))] = _number(key, value)
+        # PEFT itself writes such expressions, for experts that transformers fuses.
+        alphas = {
+            _name(key.removeprefix(r".*\.")): _number(key, value)
+            for key, value in (config.get("alpha_pattern") or {}).items()
+        }
         tokens = config.get("trainable_token_indices") or {}
         # A list is of the input embedding, whatever it is called.
         if isinstance(tokens, list):
@@ -479,7 +484,7 @@ def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
             tokens={end: list(map(_row, rows)) for end, rows in tokens.items()},
             parameters=tuple(sorted(map(_name, config.get("target_parameters") or ()))),
             ranks=(config.get("r", 8), *(config.get("rank_pattern") or {}).values()),
-            packed="lora_B_layout" in config,
+            packed=bool(config.get("lora_B_layout")),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise broken(path, f"a setting is wrong ({shown(str(error))})") from None
@@ -497,7 +502,10 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     if (type(start), start) not in [(type(value), value) for value in HARMLESS_STARTS]:
         refused.append("init_lora_weights")
     refused += [key for key, value in config.items() if value and key not in PLAIN_LORA]
-    if config.get("target_parameters") and not _packed_by_peft(config):
+    # Unsloth had an order of its own before it said which.
+    packed = "unknown" if "unsloth_fixed" in str(config.get("auto_mapping")) else PACKED
+    packed = config.get("lora_B_layout") or packed
+    if config.get("target_parameters") and packed != PACKED:
         refused.append("lora_B_layout")
     if not refused:
         return
@@ -513,14 +521,6 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     raise UserError(
         f"adapter {folder}: {shown(key)}={value}: adapters with this setting cannot be souped{hint}"
     )
-
-
-def _packed_by_peft(config: Mapping[str, Any]) -> bool:
-    """Whether B of several experts is in PEFT's order. Unsloth used another one before it said which."""
-    mapping = config.get("auto_mapping")
-    unsloth = isinstance(mapping, dict) and "unsloth_fixed" in mapping
-    layout = config.get("lora_B_layout", None if unsloth else "rank_major")
-    return bool(layout == "rank_major")
 
 
 def _number(key: str, value: Json) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,17 +16,17 @@ from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.header import header_bytes, size_of
 from souping.checkpoints.hub import cached_name
 from souping.checkpoints.lora import LORA_BIAS, PEFT_PREFIX, TOKENS, Adapter
-from souping.checkpoints.views import Float32, Raw, widen
+from souping.checkpoints.views import Raw, widen
 from souping.core.open_files import write_at
 from souping.core.text import shown
 from souping.core.types import Json, Recipe, UserError
 from souping.merge import OptionalProgress
 from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.changes import PARAMETERS, Change, Changes, Update
-from souping.merge.factors import AdapterShares, TensorReader, join
+from souping.merge.factors import AdapterShare, AdapterShares, TensorReader, join
 from souping.merge.methods import narrow
 from souping.merge.mixing import chunks
-from souping.merge.plan import MergePlan, PlannedTensor
+from souping.merge.plan import MergePlan
 from souping.merge.sites import Site
 from souping.merge.writer import fill_shards, make_shards
 
@@ -81,7 +80,7 @@ def _stored(
         a, b = pair.keys
         size = rank * (pair.experts or 1)
         shapes = {a: (size, pair.a.shape[1]), b: (pair.b.shape[0], size)}
-        yield shapes, _factors(pair.keys, shares, module, reader, dtype, rank)
+        yield shapes, _factors(shares[module], reader, dtype, rank)
     trained = trained_in(changes)
     biased = set[str]()
     for change in trained:
@@ -97,15 +96,13 @@ def _stored(
         yield {key: (rows,)}, iter([(key, narrow(np.zeros(rows, np.float32), dtype))])
 
 
-def _factors(
-    keys: Sequence[str],
-    shares: AdapterShares,
-    module: str,
-    reader: TensorReader,
-    dtype: str,
-    rank: int,
-) -> Values:
-    yield from zip(keys, join(reader, shares[module], dtype, rank), strict=True)
+def _factors(shares: Sequence[AdapterShare], reader: TensorReader, dtype: str, rank: int) -> Values:
+    a, b = join(reader, shares, rank)
+    if b.ndim == 3:
+        # PEFT has the experts last.
+        b = np.moveaxis(b, 0, -1)
+    for key, values in zip(shares[0][1].keys, (a, b), strict=True):
+        yield key, narrow(values.reshape(-1), dtype)
 
 
 def _blocks(key: str, update: Update, dtype: str) -> Values:
@@ -236,13 +233,21 @@ def write_model(
     else:
         fill_shards(plan, stage, lambda count, _: progress(count, plan.nbytes), work=copied)
     done = sum(tensor.nbytes for tensor in others)
+    headers = [len(plan.header(shard)) for shard in range(len(plan.shards))]
+    # {tensor: bytes of it that are written}
+    written = Counter[str]()
     for change in changes.values():
         # The plan's only ingredient is the base.
         update = Update(change, reader, plan.ingredients[0].name)
-        for stored, blocks in groupby(update.stored_blocks(), key=itemgetter(0)):
+        for stored, block in update.stored_blocks():
             tensor = planned[stored.name]
-            _write_tensor(plan, tensor, stage, map(itemgetter(1), blocks), reader)
-            done += tensor.nbytes
+            out = narrow(block.reshape(-1), tensor.dtype)
+            reader.check_soup(widen(out, tensor.dtype), tensor.name)
+            start = headers[tensor.shard] + tensor.offset + written[tensor.name]
+            with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
+                write_at(file.fileno(), out.data, start)
+            written[tensor.name] += len(out)
+            done += len(out)
             if progress is not None:
                 progress(done, plan.nbytes)
 
@@ -259,20 +264,3 @@ def refuse_shared(sites: Iterable[Site]) -> None:
             raise UserError(
                 f"the adapters add {shown(site.parameter)}, which the base does not have: {advice}"
             )
-
-
-def _write_tensor(
-    plan: MergePlan,
-    tensor: PlannedTensor,
-    stage: Path,
-    blocks: Iterable[Float32],
-    reader: TensorReader,
-) -> None:
-    """Write one changed tensor at its place in its shard, block by block."""
-    start = len(plan.header(tensor.shard)) + tensor.offset
-    with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
-        for block in blocks:
-            out = narrow(block.reshape(-1), tensor.dtype)
-            reader.check_soup(widen(out, tensor.dtype), tensor.name)
-            write_at(file.fileno(), out.data, start)
-            start += len(out)

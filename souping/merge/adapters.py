@@ -20,7 +20,6 @@ from souping.checkpoints.lora import (
     CONFIG,
     FULL_MODEL,
     Adapter,
-    FactorPair,
     is_adapter,
 )
 from souping.checkpoints.views import Float32
@@ -101,9 +100,7 @@ class AdapterPool(CandidatePool):
             raise UserError(
                 f"the base {self.base.folder} is sharded or FP8: write it in a float dtype first"
             )
-        # Fingerprints are of adapters as they are without the base.
-        alone = dict(self.adapters)
-        for name, adapter in alone.items():
+        for name, adapter in self.adapters.items():
             self.adapters[name] = with_targets(self.base, name, adapter)
         self.sites = sites(self.base, self.adapters)
         # What all adapters together change.
@@ -117,7 +114,7 @@ class AdapterPool(CandidatePool):
             adapter_files.refuse_shared(self.sites.values())
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = dict[str, str]()
-        for name, adapter in alone.items():
+        for name, adapter in self.adapters.items():
             self._fingerprints[name] = adapter.fingerprint(self.base_fingerprint, cache)
         self._eos_token_ids = eos_token_ids(self.base.folder)
         self._folders = dict(folders)
@@ -126,7 +123,8 @@ class AdapterPool(CandidatePool):
         self._warnings = self._compare_tokenizers()
         if mixed and merge.adapters == "keep":
             self._warnings.append(f"{mixed}: soups are full models, as with merge.adapters=merge")
-        unsaid = [n for n, a in alone.items() if a.settings.parameters and not a.settings.packed]
+        settings = {name: adapter.settings for name, adapter in self.adapters.items()}
+        unsaid = [name for name, it in settings.items() if it.parameters and not it.packed]
         if unsaid:
             self._warnings.append(
                 f"experts in {listed(unsaid)} are read in PEFT's order. Unsloth had another one before September "
@@ -182,14 +180,12 @@ class AdapterPool(CandidatePool):
         changes = self.changes({name: 1.0})
         values = dict[str, Float32]()
         for parameter, site in self.sites.items():
-            # Its tensor may also be another module's.
-            if site.shared or site.absent:
+            # Its tensor may also be another module's, and a row of fused experts is a whole expert.
+            if site.shared or site.absent or len(site.tensor.shape) == 3:
                 continue
             soup = Update(changes.get(parameter, Change(site)), reader, self.base_name)
             middle = site.tensor.shape[0] // 2
-            # A row of fused experts is one whole expert.
-            most = 1 if len(site.tensor.shape) == 3 else UPDATE_ROWS
-            rows = soup.base_rows(middle, min(most, middle))
+            rows = soup.base_rows(middle, min(UPDATE_ROWS, middle))
             if update:
                 rows = np.zeros_like(rows)
             values[site.tensor.name] = soup.added(rows, middle).reshape(-1)
@@ -200,10 +196,7 @@ class AdapterPool(CandidatePool):
 
         Factors alone do not compare: (B R) (R^-1 A) is the same update. A block is some rows in the middle.
         """
-        parts = dict[str, dict[str, FactorPair]]()
-        for name in names:
-            pairs = self.adapters[name].parts.values()
-            parts[name] = {pair.parameter: pair for pair in pairs}
+        parts = {name: self.adapters[name].parts for name in names}
         parameters = sorted(set.intersection(*map(set, parts.values())))
         # Values that are not finite are for a merge to refuse.
         reader = factors.TensorReader(self._opened)
@@ -216,10 +209,6 @@ class AdapterPool(CandidatePool):
                 middle = pair.b.shape[0] // 2
                 rows = reader.rows(name, pair.b, middle, min(UPDATE_ROWS, middle))
                 a, b = factors.unpacked(pair, reader.rows(name, pair.a), rows)
-                if pair.experts:
-                    # One expert stands for all.
-                    a = a[pair.experts // 2]
-                    b = b[pair.experts // 2]
                 updates.append((pair.scaling * b @ a).ravel())
             yield np.stack(updates, dtype=np.float64)
 
@@ -407,16 +396,15 @@ class AdapterPool(CandidatePool):
 def _not_kept(changes: Changes) -> str:
     """Why a soup of all adapters cannot stay an adapter; empty if it can."""
     biased = any("lora_bias" in change.kinds for change in changes.values())
-    parameter_of = dict[str, str]()
+    # Factors have the names of wraps around a module, which count the parameters in it that are targeted.
+    wraps = set[tuple[str, str]]()
     for change in changes.values():
         what = shown(change.site.parameter)
+        wraps.update((pair.module, pair.parameter) for _, pair, _ in change.pairs)
+        if not len(wraps) == len(dict(wraps)) == len({parameter for _, parameter in wraps}):
+            return f"adapters target other parameters beside {what}"
         if biased and any(pair.embedding or pair.target for _, pair, _ in change.pairs):
             return f"PEFT has no lora_bias for embeddings and parameters ({what})"
-        # Factors have the names of wraps around a module, which count the parameters in it that are targeted.
-        names = {pair.module for _, pair, _ in change.pairs}
-        owners = {parameter_of.setdefault(name, change.site.parameter) for name in names}
-        if len(names) > 1 or owners - {change.site.parameter}:
-            return f"adapters target different parameters beside {what}"
         if FULL_MODEL in change.kinds:
             return "some candidates are full models"
         if DORA in change.kinds:

@@ -18,7 +18,7 @@ import numpy as np
 
 from souping.checkpoints.header import Tensor
 from souping.checkpoints.lora import Adapter, FactorPair, TrainedTensor
-from souping.checkpoints.views import Float32, widen
+from souping.checkpoints.views import Float32
 from souping.core.types import FloatArray
 from souping.merge.factors import (
     FULL,
@@ -27,8 +27,8 @@ from souping.merge.factors import (
     TensorReader,
     blocks_of,
     product,
+    rounded,
 )
-from souping.merge.methods import narrow
 from souping.merge.sites import Site
 
 TrainedShare = tuple[str, TrainedTensor, float]
@@ -153,14 +153,14 @@ class Update:
         if self._dtype == FULL or not self._change.trained:
             return own
         adds = self._change.trained[0][1].adds
-        stored = _rounded(own if adds else own + base, self._dtype)
-        rounded = stored.astype(np.float64) - (0 if adds else base)
+        stored = rounded(own if adds else own + base, self._dtype)
+        change = stored.astype(np.float64) - (0 if adds else base)
         rows = self._change.rows
         if rows:
             # The other rows are the base's, unrounded.
             others = np.setdiff1d(np.arange(start, start + len(base)), rows)
-            rounded[others - start] = 0
-        return rounded
+            change[others - start] = 0
+        return change
 
     def _trained(self, base: Float32, start: int) -> FloatArray:
         total = np.zeros(base.shape)
@@ -228,8 +228,3 @@ class _Dora:
         lengths = np.sqrt(np.square(total).sum(axis=1))
         total *= (self._magnitude[start : start + len(base)] / lengths)[:, None]
         return total
-
-
-def _rounded(values: FloatArray, dtype: str) -> Float32:
-    raw = narrow(values.astype(np.float32).reshape(-1), dtype)
-    return widen(raw, dtype).reshape(values.shape)

@@ -25,7 +25,7 @@ import numpy as np
 from souping.checkpoints.checkpoint import Checkpoints
 from souping.checkpoints.header import Tensor, size_of
 from souping.checkpoints.lora import FactorPair
-from souping.checkpoints.views import Float32, Raw, widen
+from souping.checkpoints.views import Float32, widen
 from souping.core.text import shown
 from souping.core.types import FloatArray, UserError
 from souping.merge.methods import narrow
@@ -90,8 +90,10 @@ def blocks_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, min(step, shape[0] - start)
 
 
-def join(reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank: int) -> list[Raw]:
-    """The soup's A [rank, in] and B [out, rank] of a module as bytes of `dtype`, each element rounded once.
+def join(
+    reader: TensorReader, shares: Sequence[AdapterShare], rank: int
+) -> tuple[Float32, Float32]:
+    """The soup's A [rank, in] and B [out, rank] of a module, or of each of its experts.
 
     A `rank` above the sum of the adapters' ranks adds zeros, one below it truncates the product.
     """
@@ -102,9 +104,7 @@ def join(reader: TensorReader, shares: Sequence[AdapterShare], dtype: str, rank:
     before = [(0, 0)] * (a.ndim - 2)
     a = np.pad(a, (*before, (0, zeros), (0, 0)))
     b = np.pad(b, (*before, (0, 0), (0, zeros)))
-    if b.ndim == 3:
-        b = np.moveaxis(b, 0, -1)
-    return [narrow(a.reshape(-1), dtype), narrow(b.reshape(-1), dtype)]
+    return a, b
 
 
 def unpacked(pair: FactorPair, a: Float32, b: Float32) -> tuple[Float32, Float32]:
@@ -197,12 +197,14 @@ def product(
 ) -> Product:
     """The product of one module's soup, whose factors are rounded to `dtype` and have at most the rank `limit`."""
     rank = min(rank_of(shares), limit or rank_of(shares))
-    raw_a, raw_b = join(reader, shares, dtype, rank)
-    pair = shares[0][1]
-    size = rank * (pair.experts or 1)
-    packed_a = widen(raw_a, dtype).reshape(size, -1)
-    a, b = unpacked(pair, packed_a, widen(raw_b, dtype).reshape(-1, size))
-    return Product(a, b, transposed)
+    a, b = join(reader, shares, rank)
+    return Product(rounded(a, dtype), rounded(b, dtype), transposed)
+
+
+def rounded(values: FloatArray | Float32, dtype: str) -> Float32:
+    """Values as a file of `dtype` holds them."""
+    raw = narrow(values.astype(np.float32).reshape(-1), dtype)
+    return widen(raw, dtype).reshape(values.shape)
 
 
 def rank_of(shares: Sequence[AdapterShare]) -> int:

@@ -108,7 +108,7 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
             factors[pair.parameter][name] = pair
     by_parameter = dict[str, Site]()
     for parameter, pairs in sorted(factors.items()):
-        by_parameter[parameter] = _targeted_site(pairs) or _site(base, pairs, square_transposed)
+        by_parameter[parameter] = _site(base, pairs, square_transposed)
     for name, adapter in adapters.items():
         for part in adapter.trained:
             site = _trained_site(base, name, part)
@@ -131,42 +131,33 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     return dict(sorted(by_parameter.items()))
 
 
-def _targeted_site(pairs: Mapping[str, FactorPair]) -> Site | None:
-    """The parameter that adapters name in `target_parameters`; None if they adapt a module.
-
-    Raises:
-        UserError: the adapters' factors are not packed in one way.
-    """
-    targets = {pair.target for pair in pairs.values()}
-    target = targets.pop()
-    if targets:
-        parameter = next(iter(pairs.values())).parameter
-        raise UserError(
-            f"{listed(pairs)} have factors of {shown(parameter)} in different ways (target_modules, or versions of "
-            "PEFT): merge one with PEFT, and use that model as a candidate"
-        )
-    if target is None:
-        return None
-    return Site(target.name, target.tensor, target.transposed, pieces=target.pieces)
-
-
 def _site(base: Checkpoint, pairs: Mapping[str, FactorPair], square_transposed: bool) -> Site:
-    """The weight that the adapters' product at a module is added to (UserError: there is none that fits).
+    """The weight that the adapters' product is added to (UserError: none fits, or they pack factors differently).
 
     The shape shows whether it is stored [in, out]; for a square one, `square_transposed` says it.
     """
     first, first_pair = next(iter(pairs.items()))
     module = first_pair.module
+    target = first_pair.target
+    if any(pair.target != target for pair in pairs.values()):
+        raise UserError(
+            f"{listed(pairs)} have factors of {shown(first_pair.parameter)} in different ways (target_modules, or "
+            "versions of PEFT): merge one with PEFT, and use that model as a candidate"
+        )
+    if target is not None:
+        return Site(target.name, target.tensor, target.transposed, pieces=target.pieces)
     tensor = _in_base(base, first, first_pair.parameter)
+    rows = first_pair.b.shape[0]
+    columns = first_pair.a.shape[1]
+    transposed = first_pair.embedding or tensor.shape != (rows, columns)
+    shape = tensor.shape[::-1] if transposed else tensor.shape
     for name, pair in pairs.items():
-        if pair.embedding != first_pair.embedding or not _fits(pair, tensor):
+        sizes = (pair.b.shape[0], pair.a.shape[1])
+        if pair.embedding != first_pair.embedding or sizes != shape:
             raise UserError(
                 f"adapter {name}, {shown(module)}: A {list(pair.a.shape)} and B {list(pair.b.shape)} do not fit the "
                 f"base's weight {list(tensor.shape)}"
             )
-    rows = first_pair.b.shape[0]
-    columns = first_pair.a.shape[1]
-    transposed = first_pair.embedding or tensor.shape != (rows, columns)
     if rows == columns and square_transposed:
         transposed = True
     shared = _shared(base, module, tensor, first_pair.embedding)
@@ -226,15 +217,6 @@ def _nothing_is_missing(
         if wanted and tensor not in saved and base.tensors[tensor].dtype in FLOATS:
             what = "the base has it" if adapter.full else "its modules_to_save names it"
             raise UserError(f"{name}: {shown(tensor)} is missing, and {what}: save it again")
-
-
-def _fits(pair: FactorPair, tensor: Tensor) -> bool:
-    """Whether a weight has the shape of B A or of its transpose; an embedding is always transposed."""
-    rows = pair.b.shape[0]
-    columns = pair.a.shape[1]
-    if tensor.shape == (columns, rows):
-        return True
-    return tensor.shape == (rows, columns) and not pair.embedding
 
 
 def tensor_of(base: Checkpoint, parameter: str) -> Tensor | None:
