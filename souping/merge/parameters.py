@@ -74,7 +74,7 @@ def _parts(base: Checkpoint, adapter: Adapter, transposed: bool) -> Parts:
             if fits and own.rank in adapter.settings.ranks:
                 scaling = adapter.settings.scaling_of(key, own.rank)
                 fitting[key] = replace(own, scaling=scaling)
-        if len(fitting) != 1:
+        if len(fitting) != 1 or fitting.keys() & parts.keys():
             return {}
         parts |= fitting
     return parts if wanted <= parts.keys() else {}

@@ -63,11 +63,13 @@ KINDS: dict[str, tuple[str, Settings, Settings]] = {
     "DoRA of one": ("untied", PATTERNS | {"use_dora": True}, RSLORA),
     "DoRA of embeddings": ("untied", EMBEDDING | {"use_dora": True}, RSLORA),
     "fused experts": ("gpt_oss", EXPERTS, OTHER_EXPERTS),
-    "fused experts that PEFT turns": ("llama4", EXPERTS, OTHER_EXPERTS),
-    "experts that transformers fuses": ("qwen3_moe", EXPERTS, OTHER_EXPERTS),
+    "half of the experts, which PEFT turns": (
+        "llama4", EXPERTS | {"target_parameters": ["experts.down_proj"]}, OTHER_EXPERTS,
+    ),
+    "experts that transformers fuses, and a router": (
+        "qwen3_moe", EXPERTS | {"target_parameters": [*EXPERTS["target_parameters"], "gate.weight"]}, OTHER_EXPERTS,
+    ),
     "experts that PEFT fuses too": ("mixtral", RSLORA | {"target_modules": ["w1", "w2", "w3"]}, OTHER_EXPERTS),
-    "a router": ("qwen3_moe", {"target_modules": [], "target_parameters": ["gate.weight"]}, EXPERTS),
-    "half of the experts": ("gpt_oss", EXPERTS | {"target_parameters": ["experts.down_proj"]}, OTHER_EXPERTS),
     "other halves": (
         "gpt_oss", EXPERTS | {"target_parameters": ["gate_up_proj"]},
         EXPERTS | {"target_parameters": ["down_proj"]},
@@ -178,10 +180,16 @@ def of_parameter(
     """(parameter, what is added to it), expert by expert and rank by rank; PEFT wraps gate_up_proj first."""
     owner = module.removesuffix(".base_layer")
     experts = 3 if owner.endswith("experts") else 1
-    both = len(config["target_parameters"]) == 2
-    last = "gate_up_proj" if module != owner or not both else "down_proj"
-    if not both:
-        last = config["target_parameters"][0].rpartition(".")[2]
+    lasts = [
+        target.rpartition(".")[2] for target in sorted(config["target_parameters"], reverse=True)
+    ]
+    if experts == 1:
+        lasts = ["weight"]
+    elif module != owner:
+        lasts = ["gate_up_proj"]
+    elif "down_proj" in lasts:
+        lasts = ["down_proj"]
+    (last,) = lasts
     rank = len(a) // experts
     alpha = config["lora_alpha"]
     for key, value in config["alpha_pattern"].items():
