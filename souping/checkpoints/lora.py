@@ -60,8 +60,8 @@ class TargetedParameter:
 
     name: str
     tensor: Tensor
-    pieces: tuple[Tensor, ...]
-    transposed: bool
+    pieces: tuple[Tensor, ...] = ()
+    transposed: bool = False
 
     @property
     def experts(self) -> int | None:

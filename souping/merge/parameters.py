@@ -57,23 +57,24 @@ def with_targets(base: Checkpoint, name: str, adapter: Adapter) -> Adapter:
 
 def _parts(base: Checkpoint, adapter: Adapter, transposed: bool) -> Parts:
     """All factors, with all experts `transposed` or none; empty if some do not fit so, or are missing."""
+    settings = adapter.settings
     parts = Parts()
     wanted = set[str]()
     for module, pair in adapter.parts.items():
-        parameters = _parameters(base, module, adapter.settings)
+        parameters = _parameters(base, module, settings)
         wanted |= parameters.keys()
         fitting = Parts() if parameters else {module: pair}
         for key, parameter in parameters.items():
+            experts = parameter.experts or 1
+            rank = pair.a.shape[0] // experts
             turned = transposed and parameter.experts is not None
-            own = replace(pair, target=replace(parameter, transposed=turned))
-            shape = parameter.tensor.shape[-2:]
-            if turned:
-                shape = shape[::-1]
-            rows = own.rank * (own.experts or 1)
-            fits = (*shape, rows) == (pair.b.shape[0], pair.a.shape[1], pair.a.shape[0])
-            if fits and own.rank in adapter.settings.ranks:
-                scaling = adapter.settings.scaling_of(key, own.rank)
-                fitting[key] = replace(own, scaling=scaling)
+            shape = parameter.tensor.shape[-2:][:: -1 if turned else 1]
+            sizes = (*shape, experts * rank)
+            fits = sizes == (pair.b.shape[0], pair.a.shape[1], pair.a.shape[0])
+            if fits and rank in settings.ranks:
+                target = replace(parameter, transposed=turned)
+                scaling = settings.scaling_of(key, rank)
+                fitting[key] = replace(pair, target=target, scaling=scaling)
         if len(fitting) != 1 or fitting.keys() & parts.keys():
             return {}
         parts |= fitting
@@ -87,21 +88,19 @@ def _parameters(
     owner = re.sub(r"(\.base_layer)+$", "", module)
     found = dict[str, TargetedParameter]()
     for target in settings.parameters:
-        last = target.rpartition(".")[2]
-        name = f"{owner}.{last}"
-        if not f".{name}".endswith(f".{target}"):
-            continue
-        tensor, pieces = _stored(base, owner, last)
-        if tensor is not None and tensor.dtype in FLOATS:
-            found[name] = TargetedParameter(name, tensor, pieces, transposed=False)
+        name = f"{owner}.{target.rpartition('.')[2]}"
+        parameter = _parameter(base, name) if f".{name}".endswith(f".{target}") else None
+        if parameter is not None and parameter.tensor.dtype in FLOATS:
+            found[name] = parameter
     return found
 
 
-def _stored(base: Checkpoint, owner: str, last: str) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-    """(the parameter `last` of a module, the tensors of single experts if the files have only these)."""
-    whole = named_tensor(base, f"{owner}.{last}")
+def _parameter(base: Checkpoint, name: str) -> TargetedParameter | None:
+    """The base's parameter, whole or as the tensors of single experts; None if it has neither."""
+    whole = named_tensor(base, name)
     if whole is not None:
-        return whole, ()
+        return TargetedParameter(name, whole)
+    owner, _, last = name.rpartition(".")
     for module, names in product(EXPERTS_IN_FILES, EXPERT_TENSORS.get(last, ())):
         ending = f"0.{names[0]}.weight"
         first = named_tensor(base, f"{owner.replace('mlp.experts', module)}.{ending}")
@@ -117,5 +116,5 @@ def _stored(base: Checkpoint, owner: str, last: str) -> tuple[Tensor | None, tup
         experts, rest = divmod(len(pieces), len(names))
         shape = (experts, len(names) * first.shape[0], *first.shape[1:])
         if not rest:
-            return replace(first, shape=shape), tuple(pieces)
-    return None, ()
+            return TargetedParameter(name, replace(first, shape=shape), tuple(pieces))
+    return None
