@@ -128,6 +128,9 @@ def test_a_rank_limit_truncates_each_expert_by_itself(
             total[key] = total.get(key, torch.zeros(1)) + weight * product
     pool = pool_of(folders, rank=2)
     soup = pool.write(pool.recipe(WEIGHTS), tmp_path / "soup")
+    size = (soup / "adapter_model.safetensors").stat().st_size
+    # Planned are the values, without the header.
+    assert 0 < size - (pool.soup_bytes - pool.base.side_bytes) < 2000
     alone = pool_of({"soup": soup})
     live = load_base(bases[kind])
     before = {name: tensor.clone() for name, tensor in live.state_dict().items()}
