@@ -203,13 +203,6 @@ def test_many_single_groups_are_signed_by_the_byte() -> None:
         assert found[:, h] == pytest.approx(total)
 
 
-@pytest.mark.parametrize("coins", [1, 30, 1000, 1001, 19_999])
-def test_equal_groups_are_as_many_coins(coins: int) -> None:
-    plus, chance = every_pattern(np.array([coins]))
-    assert plus.tolist() == [list(range(coins + 1))]
-    assert chance == pytest.approx(stats.binom.pmf(np.arange(coins + 1), coins, 0.5), abs=1e-12)
-
-
 @pytest.mark.parametrize("losses", [2, 5, 10])
 def test_the_p_value_is_that_of_the_groups_that_differ_alone(losses: int) -> None:
     """Sixty groups of other sizes are too many patterns to count, but have no sign: T is 0 in none of them."""
@@ -221,17 +214,3 @@ def test_the_p_value_is_that_of_the_groups_that_differ_alone(losses: int) -> Non
     assert reach is not None
     fewer = min(losses, 12 - losses)
     assert reach.p_value == pytest.approx(2 * stats.binom.cdf(fewer, 12, 0.5))
-
-
-@pytest.mark.parametrize("number", [[40, 30], [1, 5000]])
-def test_rows_of_many_groups_are_drawn_as_heads_of_fair_coins(number: list[int]) -> None:
-    """Sums of +1 and -1 by row: their means, variances and ranks are those of scipy's binomial distribution."""
-    rows = np.ones((2, 1))
-    found = drawn_sums(rows, np.array(number), np.array([0, 1]), strata=2, draws=20_000, seed=3)
-    for h, coins in enumerate(number):
-        heads = (found[:, h, 0] + coins) / 2
-        assert set(heads) <= set(range(coins + 1))
-        expected = stats.binom.cdf(np.arange(coins + 1), coins, 0.5)
-        drawn = np.searchsorted(np.sort(heads), np.arange(coins + 1), side="right") / 20_000
-        assert drawn == pytest.approx(expected, abs=0.015)
-    assert abs(np.corrcoef(found[:, 0, 0], found[:, 1, 0])[0, 1]) < 0.03
