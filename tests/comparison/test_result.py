@@ -118,6 +118,37 @@ def test_marks_of_the_drawing_are_to_scale() -> None:
 
 
 @pytest.mark.parametrize(
+    ("margins", "dashed"),
+    [((None, None), 0), ((0.02, None), 1), ((None, 0.0), 1), ((0.02, 0.01), 2)],
+)
+def test_a_dashed_line_is_explained_if_there_is_one(
+    margins: tuple[float | None, ...], dashed: int
+) -> None:
+    rows = [row(fraction=True, low=-0.06, high=0.04, margin=margin) for margin in margins]
+    drawing = chart(rows)
+    assert drawing.count("stroke-dasharray") == dashed
+    # In the label of the drawing and in the caption.
+    assert drawing.count("cand minus base, points; dashed: the margin") == 2 * (dashed > 0)
+    assert drawing.count("cand minus base, points") == 2
+    # The second row is 38 pixels below the first.
+    assert re.findall(r"M[\d.]+ (\d+)H", drawing) == ["28", "66"]
+    assert re.findall(r'<text x="6" y="(\d+)"', drawing) == ["16", "54"]
+    assert 'viewBox="0 0 480 106"' in drawing
+
+
+def test_the_margin_of_a_loss_is_above_zero() -> None:
+    """The axis is in the metric's unit, and ends at the margin of 0.5."""
+    shown = {"fraction": False, "metric": "loss", "higher_is_better": False, "margin": 0.5}
+    drawing = chart([row(**shown, low=-0.4, high=0.2, difference=-0.1)])
+    margin = float(re.search(r"M([\d.]+) 20v16", drawing)[1])  # type: ignore[index]
+    zero = float(re.search(r"M([\d.]+) 0V", drawing)[1])  # type: ignore[index]
+    assert (zero, margin) == pytest.approx((30 + 420 * 4 / 9, 450), abs=0.1)
+    assert "cand minus base, loss; dashed" in drawing
+    labels = re.findall(r'text-anchor="middle">(.*?)</text>', drawing)
+    assert labels == [minus("-0.4"), "+0", "+0.5"]
+
+
+@pytest.mark.parametrize(
     ("word", "reason", "margin", "step"),
     [
         ("better", "", None, "use cand"),

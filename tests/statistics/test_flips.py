@@ -214,3 +214,12 @@ def test_the_p_value_is_that_of_the_groups_that_differ_alone(losses: int) -> Non
     assert reach is not None
     fewer = min(losses, 12 - losses)
     assert reach.p_value == pytest.approx(2 * stats.binom.cdf(fewer, 12, 0.5))
+
+
+@pytest.mark.parametrize("groups", [2, 402, 470])
+def test_equal_models_have_a_p_value_of_exactly_1(groups: int) -> None:
+    """Rounded, the chances of 403 patterns add up to more than 1."""
+    deltas = np.where(np.arange(groups) % 2 == 0, 1.0, -1.0)
+    reach = flip_reach(one_category(np.arange(groups)).grouped(deltas))
+    assert reach is not None
+    assert reach.p_value == 1.0
