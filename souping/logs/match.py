@@ -88,8 +88,9 @@ def moments(raw: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(answered, raw, 0.0).sum(axis=1) / count
         deviations = np.where(answered, (raw - mean[:, None]) ** 2, 0.0)
+        # Of one answer, or of none, 0 / 0.
         variance = deviations.sum(axis=1) / (count - 1) / count
-    return count, mean, np.where(count > 1, variance, np.nan)
+    return count, mean, variance
 
 
 def matched(logs: Mapping[str, Sequence[Log]], *, same_prompts: bool = False) -> Matched:

@@ -124,8 +124,8 @@ def _drawn_sums(
     A sample is drawn with replacement and has as many values as there are. `discordant` [G] is 1 or 0.
     """
     one_stratum: IntArray = np.zeros(len(values), dtype=np.int64)
-    # `distinct` compares a fixed number of decimals. All values may be 0.
-    unit = np.abs(values).max() or 1.0
+    # `distinct` compares a fixed number of decimals.
+    unit = np.abs(values).max()
     columns = np.column_stack([values / unit, discordant])
     rows, stratum, number = distinct(columns, one_stratum)
     if len(rows) * GROUPS_PER_INFLUENCE <= len(values):

@@ -13,7 +13,9 @@ import pytest
 import souping
 from souping.comparison.result import (
     SHOWN_TEXT_CHARS,
+    Flip,
     RowVerdict,
+    RunNoise,
     amount,
     chart,
     comparison_page,
@@ -118,6 +120,37 @@ def test_marks_of_the_drawing_are_to_scale() -> None:
 
 
 @pytest.mark.parametrize(
+    ("margins", "dashed"),
+    [((None, None), 0), ((0.02, None), 1), ((None, 0.0), 1), ((0.02, 0.01), 2)],
+)
+def test_a_dashed_line_is_explained_if_there_is_one(
+    margins: tuple[float | None, ...], dashed: int
+) -> None:
+    rows = [row(fraction=True, low=-0.06, high=0.04, margin=margin) for margin in margins]
+    drawing = chart(rows)
+    assert drawing.count("stroke-dasharray") == dashed
+    # In the label of the drawing and in the caption.
+    assert drawing.count("cand minus base, points; dashed: the margin") == 2 * (dashed > 0)
+    assert drawing.count("cand minus base, points") == 2
+    # The second row is 38 pixels below the first.
+    assert re.findall(r"M[\d.]+ (\d+)H", drawing) == ["28", "66"]
+    assert re.findall(r'<text x="6" y="(\d+)"', drawing) == ["16", "54"]
+    assert 'viewBox="0 0 480 106"' in drawing
+
+
+def test_the_margin_of_a_loss_is_above_zero() -> None:
+    """The axis is in the metric's unit, and ends at the margin of 0.5."""
+    shown = {"fraction": False, "metric": "loss", "higher_is_better": False, "margin": 0.5}
+    drawing = chart([row(**shown, low=-0.4, high=0.2, difference=-0.1)])
+    margin = float(re.search(r"M([\d.]+) 20v16", drawing)[1])  # type: ignore[index]
+    zero = float(re.search(r"M([\d.]+) 0V", drawing)[1])  # type: ignore[index]
+    assert (zero, margin) == pytest.approx((30 + 420 * 4 / 9, 450), abs=0.1)
+    assert "cand minus base, loss; dashed" in drawing
+    labels = re.findall(r'text-anchor="middle">(.*?)</text>', drawing)
+    assert labels == [minus("-0.4"), "+0", "+0.5"]
+
+
+@pytest.mark.parametrize(
     ("word", "reason", "margin", "step"),
     [
         ("better", "", None, "use cand"),
@@ -196,3 +229,77 @@ def test_a_weight_is_a_percentage_unless_it_is_nothing_or_everything(
     text = sheet_markdown("page", comparison_sections(replace(result, verdicts=verdicts)))
     assert ("| weight |" in text) is bool(shown)
     assert set(re.findall(r"\| \**([\d.]+ %)", text)) == {shown} - {""}
+
+
+def test_pairs_runs_and_flips_are_shown_with_their_figures() -> None:
+    right = np.arange(40) % 2
+    result = souping.compare({"base": rows_of(right), "a": rows_of(1 - right), "b": rows_of(right)})
+    runs = (
+        RunNoise(model="base", runs=3, flipped=0.125, spread=0.031, difference=None),
+        RunNoise(model="a", runs=2, flipped=0.25, spread=0.04, difference=-0.052),
+    )
+    flips = []
+    for item in "789":
+        flip = Flip(model="b", task="t", item=item, baseline_score=0.25, score=1 / 3, output="so")
+        flips.append(flip)
+    pairs = {
+        "base": {"a": (0.1, 0.02, 0.18), "b": (-0.05, -0.1, -0.01)},
+        "a": {"b": (-0.15, -0.2, -0.1)},
+    }
+    shown = replace(result, pairs=pairs, best=("a", "b"), runs=runs, flips=tuple(flips))
+    sections = {section.title: section for section in comparison_sections(shown, flips=2)}
+
+    pairs_section = sections["All pairs, without correction"]
+    assert "among a, b " in pairs_section.lines[0]
+    (table,) = pairs_section.grids
+    assert table.header == ("", "a", "b")
+    assert [[cell.text for cell in line] for line in table.rows] == [
+        ["base", minus("+10.0 [+2.0, +18.0]"), minus("-5.0 [-10.0, -1.0]")],
+        ["a", "", minus("-15.0 [-20.0, -10.0]")],
+    ]
+    of_base, of_a = sections["Runs of one model"].lines
+    assert re.findall(rf"[{minus('-')}\d.]*\d", of_base) == ["3", "12.5", "3.1"]
+    assert re.findall(rf"[{minus('-')}\d.]*\d", of_a) == ["2", "25.0", "4.0", minus("-5.2")]
+    flipped = sections["Items that flipped"].folded
+    assert [section.title for section in flipped] == [
+        "b: t 7: 0.25 before, 0.333 now", "b: t 8: 0.25 before, 0.333 now",
+    ]  # fmt: skip
+    assert flipped[0].lines == ("b: so",)
+
+
+def test_a_section_names_the_rows_that_failed() -> None:
+    result = souping.compare({name: rows_of(np.arange(40) % 2) for name in ("base", "cand")})
+    rows = [row(name=name, required=name != "free", verdict="worse") for name in ("x", "y", "free")]
+    rows.append(row(name="fine", required=True, verdict="no-worse"))
+    failed = replace(result, verdicts=tuple(rows), fail_on=("worse",), status=1)
+    section = comparison_sections(failed)[0]
+    assert section.lines[0].startswith("Failed: ")
+    assert re.findall(r"(\w+) is worse", section.lines[0]) == ["x", "y"]
+    (table,) = section.grids
+    assert table.strong == {0, 1, 3}
+    passed = comparison_sections(replace(failed, fail_on=("much-worse",)))[0]
+    assert not any(line.startswith("Failed") for line in passed.lines)
+
+
+def test_a_metric_is_named_unless_the_row_says_it() -> None:
+    """Metrics of two rows differ, so that none is said above the table."""
+    result = souping.compare({name: rows_of(np.arange(40) % 2) for name in ("base", "cand")})
+    rows = (
+        row(kind="average", metric="acc"),
+        row(name="x", kind="task", metric="f1"),
+        row(name="x loss", kind="metric", metric="loss", higher_is_better=False),
+        row(name="y", kind="task", metric="score"),
+        row(name="z", kind="task", metric="loss", higher_is_better=False),
+        row(name="tokens", kind="length", metric="tokens", higher_is_better=False),
+    )
+    (table,) = comparison_sections(replace(result, verdicts=rows))[0].grids
+    place = table.header.index("metric")
+    assert [line[place].text for line in table.rows] == [
+        "",
+        "f1",
+        "",
+        "",
+        "loss (lower is better)",
+        "",
+    ]
+    assert {0, place} < table.left

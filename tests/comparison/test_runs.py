@@ -162,7 +162,11 @@ def test_a_comparison_of_runs_is_a_look_in_their_store(souping: Cli, finished_co
     assert mixed["look"] == 3
     assert next(row for row in mixed["verdicts"] if row["model"] == "soup") == first["verdicts"][0]
     others = ("compare", "base=run:uniform_all", "ant=run:ant", "--json")
-    assert json.loads(souping(*others).out)["look"] == 3
+    alone = json.loads(souping(*others).out)
+    assert alone["look"] == 3
+    # Of the soup it is said that its level is the report's.
+    assert ["soup" in one["look_note"] for one in (first, mixed, alone)] == [False, True, False]
+    assert mixed["look_note"].startswith(alone["look_note"])
 
     report = json.loads((finished_copy / "report.json").read_text())
     (row,) = [row for row in report["comparisons"] if row["b"] == "uniform_all"]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from souping.core.groups import groups_of
-from souping.core.types import SPLITS, Item, UserError
+from souping.core.types import SPLITS, Item, UserError, digest
 from souping.evaluate.benchmark import (
     SPLIT_SHARES,
     Benchmark,
@@ -64,6 +64,22 @@ def test_splits_are_disjoint_by_group_and_cover_and_more_items_move_none() -> No
     assert splits.counts()["test"] > splits.counts()["search"]
     assert splits.notes == ()
     assert make_splits(items, two=True).counts()["select"] == 0
+
+
+def test_the_content_of_splits_is_which_item_is_in_which_split_in_any_order() -> None:
+    splits = make_splits(make_items(60))
+    contents = []
+    for split in SPLITS:
+        contents.append(sorted([i.category, i.fingerprint] for i in splits.items[split]))
+    assert splits.content == digest(contents)
+    backwards = {split: items[::-1] for split, items in splits.items.items()}
+    assert replace(splits, items=backwards).content == splits.content
+    for split, other in zip(SPLITS, (*SPLITS[1:], SPLITS[0]), strict=True):
+        first, *rest = splits.items[split]
+        moved = {split: tuple(rest), other: (*splits.items[other], first)}
+        assert replace(splits, items={**splits.items, **moved}).content != splits.content
+        changed = {split: (replace(first, answer="another"), *rest)}
+        assert replace(splits, items={**splits.items, **changed}).content != splits.content
 
 
 def test_a_category_with_too_few_groups_is_refused() -> None:

@@ -99,11 +99,13 @@ def test_lines_are_numbered_from_one_and_empty_ones_are_skipped() -> None:
 
 def test_the_moments_of_an_items_answers_are_numpys() -> None:
     """The variance is that of the mean: of the answers with n - 1, over n."""
-    raw = np.array([[[0.0, 1.0, 0.5], [1.0, np.nan, 0.5], [1.0, np.nan, 0.0]]])
+    gone = np.nan
+    raw = np.array([[[0.0, 0.7, 0.5, gone], [1.0, gone, 0.5, gone], [1.0, gone, 0.0, gone]]])
     count, mean, variance = moments(raw)
-    assert count.tolist() == [[3, 1, 3]]
-    assert mean == pytest.approx(np.nanmean(raw, axis=1))
-    expected = np.array([np.var([0, 1, 1], ddof=1) / 3, np.nan, np.var([0.5, 0.5, 0], ddof=1) / 3])
+    assert count.tolist() == [[3, 1, 3, 0]]
+    assert mean == pytest.approx(np.array([[2 / 3, 0.7, 1 / 3, gone]]), nan_ok=True)
+    thirds = np.var([0, 1, 1], ddof=1) / 3
+    expected = np.array([thirds, gone, thirds / 4, gone])
     assert variance[0] == pytest.approx(expected, nan_ok=True)
 
 

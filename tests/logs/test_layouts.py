@@ -20,6 +20,9 @@ from souping.cli.compare import compare_logs
 from souping.comparison.result import CompareResult
 from souping.core import files
 from souping.core.types import UserError
+from souping.logs import layouts
+from souping.logs.layouts import LogLayout
+from souping.logs.records import LogRow
 from souping.logs.sources import read_logs
 from tests.conftest import ROOT
 
@@ -411,3 +414,60 @@ class TestArrays:
     def test_scores_that_cannot_be_paired_are_refused(self, scores: Any, words: str) -> None:
         with pytest.raises(UserError, match=words):
             compared(list(self.BASE), scores)
+
+
+class TestInstalledPackages:
+    """Layouts of installed packages, as if their entry points had been found."""
+
+    ROWS = ({"item": 1, "category": "x", "score": 1}, {"item": 2, "category": "x", "score": 0})
+
+    @pytest.fixture
+    def seen(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """The paths that packages were given. The first package writes no rows, the second fails, the third reads."""
+        paths = list[Path]()
+
+        def fails(path: Path) -> list[LogRow]:
+            paths.append(path)
+            raise RuntimeError("not mine")
+
+        def reads(path: Path) -> tuple[LogRow, ...]:
+            return self.ROWS if path.suffix == ".lab" else ()
+
+        parts = (
+            LogLayout(name="tables", keys=("question", "right"), columns=self.columns),
+            LogLayout(name="broken", rows=fails),
+            LogLayout(name="lab", rows=reads),
+        )
+        monkeypatch.setattr(layouts, "installed_layouts", lambda: parts)
+        return paths
+
+    @staticmethod
+    def columns(row: LogRow) -> dict[str, Any]:
+        return {"item": row["question"], "score": row["right"]}
+
+    def test_a_package_reads_what_no_harness_wrote(self, seen: list[Path], tmp_path: Path) -> None:
+        path = tmp_path / "log.lab"
+        path.write_text("any form")
+        (log,) = read_logs(path)
+        assert (log.harness, seen) == ("lab", [path])
+        assert sorted(answer.score for answer in log.answers()) == [0.0, 1.0]
+        other = path.rename(tmp_path / "log.other")
+        with pytest.raises(UserError, match=r"log\.other: not a log"):
+            read_logs(other)
+
+    def test_logs_of_a_known_harness_are_given_to_no_package(self, seen: list[Path]) -> None:
+        (log,) = read_logs(DATA / "bfcl" / "a")
+        assert (log.harness, seen) == ("bfcl", [])
+
+    def test_a_table_is_that_of_a_package_unless_fields_name_its_columns(
+        self, seen: list[Path], tmp_path: Path
+    ) -> None:
+        path = write(tmp_path / "t.jsonl", [{"question": 1, "right": 1, "also": 0}])
+        (log,) = read_logs(path)
+        assert log.harness == "tables"
+        (named,) = read_logs(path, item="question", score="also")
+        assert named.harness == "table"
+        assert [answer.score for answer in named.answers()] == [0.0]
+        (known,) = read_logs(write(tmp_path / "own.jsonl", [dict(self.ROWS[0])]))
+        assert known.harness == "table"
+        assert seen == []

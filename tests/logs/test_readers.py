@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
@@ -19,9 +19,12 @@ import pytest
 
 from souping.core.types import UserError
 from souping.logs.match import matched
-from souping.logs.records import Group, Log
+from souping.logs.records import Group, Log, LoggedAnswer
 from souping.logs.sources import read_logs
 from tests.support.logs import DATA, PYTHON, ROWS, Frame, write_csv
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalSample
 
 
 def mean(log: Log, task: str, metric: str) -> float:
@@ -259,6 +262,71 @@ class TestInspect:
         write_eval_log(log, str(tmp_path / "cancelled.json"))
         with pytest.raises(UserError, match=r"cancelled\.json: status is cancelled"):
             read_logs(tmp_path)
+
+    def test_settings_are_those_that_change_scores(self, tmp_path: Path) -> None:
+        from inspect_ai.log import read_eval_log, write_eval_log
+        from inspect_ai.model import ModelConfig
+
+        log = read_eval_log(str(next((DATA / "inspect" / "a").glob("*_sums_*.eval"))))
+        first, second = log.eval.scorers or []
+        first.options = {"ignore_case": False, "b": [1]}
+        log.eval.task_version = 5
+        log.eval.task_args = {"shots": 3}
+        log.eval.config.epochs_reducer = ["mode", "at_least_2"]
+        log.eval.model_roles = {"grader": ModelConfig(model="mockllm/judge")}
+        write_eval_log(log, str(tmp_path / "sums.json"))
+        (read,) = read_logs(tmp_path)
+        assert read.tasks["sums"].settings == {
+            "task version": "5",
+            "epochs reducer": "mode, at_least_2",
+            "judge": '{"grader": "mockllm/judge"}',
+            "task arguments": '{"shots": 3}',
+            f"scorer {first.name}": '{"b": [1], "ignore_case": false}',
+            f"scorer {second.name}": "{}",
+        }
+        (plain,) = read_logs(DATA / "inspect" / "a")
+        settings = plain.tasks["sums"].settings
+        assert (settings["epochs reducer"], settings["judge"]) == ("mean", "{}")
+
+    def test_a_sample_may_have_failed_or_met_a_limit_or_have_messages(self, tmp_path: Path) -> None:
+        from inspect_ai.log import EvalError, EvalSampleLimit, read_eval_log, write_eval_log
+        from inspect_ai.model import ChatMessageUser
+        from inspect_ai.scorer import Score
+
+        log = read_eval_log(str(next((DATA / "inspect" / "a").glob("*_sums_*.eval"))))
+        failed, cut, parts, number, *rest = log.samples or []
+        failed.scores = None
+        failed.error = EvalError(message="time is up", traceback="", traceback_ansi="")
+        cut.limit = EvalSampleLimit(type="token", limit=7)
+        cut.input = [ChatMessageUser(content="one"), ChatMessageUser(content="two")]
+        parts.scores = {"match": Score(value={"a": 0.5, "": 1.0}, answer="half")}
+        number.scores = {"match": Score(value=float("nan")), "includes": Score(value=True)}
+        write_eval_log(log, str(tmp_path / "sums.json"))
+        (read,) = read_logs(tmp_path)
+        metrics = read.tasks["sums"].metrics
+        assert set(metrics) == {"match", "includes", "match/a"}
+        answers = {}
+        for name, metric in metrics.items():
+            for answer in metric.answers:
+                answers[name, answer.item.partition(" ")[0], answer.repeat] = answer
+
+        def of(sample: EvalSample, metric: str) -> LoggedAnswer:
+            return answers[metric, str(sample.id), sample.epoch - 1]
+
+        for metric in ("match", "includes"):
+            answer = of(failed, metric)
+            assert (math.isnan(answer.score), answer.missing, answer.truncated) == (
+                True,
+                True,
+                False,
+            )
+        assert of(cut, "match").prompt == '["one", "two"]'
+        assert (of(cut, "match").truncated, of(cut, "match").missing) == (True, False)
+        assert (of(parts, "match/a").score, of(parts, "match/a").output) == (0.5, "half")
+        assert of(parts, "match").score == 1.0
+        assert (of(number, "match").missing, of(number, "includes").score) == (True, 1.0)
+        others = [of(sample, "match") for sample in rest]
+        assert not any(answer.missing or answer.truncated for answer in others)
 
     def test_half_a_file_is_refused(self, tmp_path: Path) -> None:
         whole = next((DATA / "inspect" / "a").glob("*.eval")).read_bytes()

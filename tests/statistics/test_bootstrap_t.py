@@ -143,3 +143,40 @@ def test_equal_groups_are_drawn_by_how_often_each_kind_comes() -> None:
 def test_nothing_varies_where_all_groups_differ_alike() -> None:
     alike = design(np.ones(30), np.zeros(30, int), np.arange(30), np.ones(1))
     assert bootstrap_reach(alike) is None
+
+
+@pytest.mark.parametrize("flat", [0, 1])
+def test_a_category_in_which_all_groups_differ_alike_adds_no_error(flat: int) -> None:
+    varying = np.random.default_rng(5).random(40)
+    sizes = [40, 40]
+    sizes[flat] = 30
+    categories = np.repeat([0, 1], sizes)
+    deltas = np.full(70, 0.25)
+    deltas[categories != flat] = varying
+    scores = design(deltas, categories, np.arange(70), np.array([0.5, 0.5]))
+    reach = bootstrap_reach(scores, draws=1000, seed=2)
+    assert reach is not None
+    influence = (varying - varying.mean()) / 40 / 2
+    drawing = np.random.default_rng([0x500D, 2])
+    drawn = influence[drawing.integers(0, 40, size=(1000, 40), dtype=np.int32)]
+    t = drawn.sum(axis=1) / np.sqrt(40 * drawn.var(axis=1, ddof=1))
+    assert reach.studentised == pytest.approx(np.sort(t))
+    assert reach.error == pytest.approx(math.sqrt(40 * influence.var(ddof=1)))
+
+
+def test_groups_without_a_difference_may_vary_by_their_size_alone() -> None:
+    """Groups of one and two items have no difference in both categories, those in the first alone have all."""
+    sizes = np.concatenate([np.ones(30, int), np.tile([1, 2], 15)])
+    groups = np.repeat(np.arange(60), sizes)
+    alone = groups < 30
+    deltas = np.where(alone, np.linspace(0, 1, len(groups)), 0.0)
+    items = np.concatenate([np.arange(len(groups)), np.flatnonzero(~alone)])
+    categories = np.concatenate([np.zeros(len(groups), int), np.ones((~alone).sum(), int)])
+    scores = design(deltas[items], categories, groups[items], np.array([0.5, 0.5]))
+    assert len(scores.sizes) == 2
+    assert not scores.flat.any()
+    with np.errstate(all="raise"):
+        reach = bootstrap_reach(scores, draws=400)
+    assert reach is not None
+    assert reach.error == pytest.approx(math.sqrt(scores.variances.sum()))
+    assert np.isfinite(reach.studentised).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from souping.core.types import FloatArray
+from souping.core.types import FloatArray, IntArray
 from souping.statistics.flips import (
     distinct,
     drawn_sums,
@@ -22,48 +22,53 @@ from souping.statistics.flips import (
 from souping.statistics.grouped import GroupedScores, design
 from souping.statistics.score_table import one_category
 
-CATEGORIES = np.repeat([0, 1], [5, 7])
-WEIGHTS = np.array([0.3, 0.7])
 DELTAS = np.array([0.9, -0.2, 0.4, 0.1, 0.6, 0.3, -0.5, 0.8, 0.2, -0.1, 0.7, 0.35])
+TWO_CATEGORIES = design(DELTAS, np.repeat([0, 1], [5, 7]), np.arange(12), np.array([0.3, 0.7]))
+LAYOUTS = {
+    "two categories": TWO_CATEGORIES,
+    "one category": design(DELTAS, np.zeros(12, int), np.arange(12), np.ones(1)),
+    "worse than before": design(-DELTAS, np.zeros(12, int), np.arange(12), np.ones(1)),
+    "groups of 1, 2 and 3": design(
+        np.tile(DELTAS, 2), np.zeros(24, int), np.repeat(np.arange(12), [1, 2, 3] * 4), np.ones(1)
+    ),
+}
 
 
-def statistic(pulls: FloatArray) -> FloatArray:
-    """T / se of patterns [D, 12] of what each item adds to T, by numpy's variance in each category."""
+def statistic(pulls: FloatArray, stratum: IntArray) -> FloatArray:
+    """T / se of patterns [D, 12] of what each group adds to T, by numpy's variance in each stratum [12]."""
     variance = np.zeros(len(pulls))
-    for category, size in enumerate((5, 7)):
-        inside = pulls[:, category == CATEGORIES]
-        variance += size * inside.var(axis=1, ddof=1)
+    for h in np.unique(stratum):
+        inside = pulls[:, stratum == h]
+        variance += inside.shape[1] * inside.var(axis=1, ddof=1)
     return np.asarray(pulls.sum(axis=1) / np.sqrt(variance))
 
 
-def share_that_reaches(shift: float) -> float:
+def share_that_reaches(scores: GroupedScores, shift: float) -> float:
     """The share of all patterns of signs whose |T| / se is that of the scores less a shift, or more."""
-    factor = (WEIGHTS / np.array([5, 7]))[CATEGORIES]
+    shifted = (scores.sums - shift * scores.counts) / scores.counts.sum(axis=0) * scores.weights
     signs = np.array(list(product((1.0, -1.0), repeat=12)))
-    statistics = np.abs(statistic(signs * factor * (DELTAS - shift)))
+    statistics = np.abs(statistic(signs * shifted.sum(axis=1), scores.stratum))
     return float(np.mean(statistics >= statistics[0] * (1 - 1e-9)))
 
 
-def of_two_categories() -> GroupedScores:
-    return design(DELTAS, CATEGORIES, np.arange(12), WEIGHTS)
-
-
 @pytest.mark.parametrize("level", [0.3, 0.05, 0.01])
-def test_a_limit_is_the_last_shift_that_enough_patterns_reach(level: float) -> None:
-    scores = of_two_categories()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_limit_is_the_last_shift_that_enough_patterns_reach(level: float, layout: str) -> None:
+    scores = LAYOUTS[layout]
     reach = flip_reach(scores)
     assert reach is not None
+    assert reach.p_value == pytest.approx(share_that_reaches(scores, 0.0))
     for limit, outward in (
         (scores.objective - reach.below(level), -1e-4),
         (scores.objective + reach.above(level), 1e-4),
     ):
-        assert share_that_reaches(limit - outward) >= level
-        assert share_that_reaches(limit + outward) < level
+        assert share_that_reaches(scores, limit - outward) >= level
+        assert share_that_reaches(scores, limit + outward) < level
 
 
 def test_the_signs_that_were_seen_and_their_reverse_reach_every_shift() -> None:
     """Two of 4,096 patterns: at a lower level than theirs nothing is ever rejected."""
-    reach = flip_reach(of_two_categories())
+    reach = flip_reach(TWO_CATEGORIES)
     assert reach is not None
     for level, endless in ((1.9 / 4096, True), (2.1 / 4096, False)):
         assert np.isinf(reach.below(level)) == endless
@@ -71,7 +76,7 @@ def test_the_signs_that_were_seen_and_their_reverse_reach_every_shift() -> None:
 
 
 def test_the_same_limits_are_found_where_only_the_farthest_patterns_are_followed() -> None:
-    scores = of_two_categories()
+    scores = TWO_CATEGORIES
     followed = flip_reach(scores)
     farthest = flip_reach(scores, highest=0.05)
     assert followed is not None
@@ -196,3 +201,25 @@ def test_many_single_groups_are_signed_by_the_byte() -> None:
                 minus = (bytes_drawn >> (7 - place)) & 1
                 total += np.where(minus == 1, -1.0, 1.0)[:, None] * row
         assert found[:, h] == pytest.approx(total)
+
+
+@pytest.mark.parametrize("losses", [2, 5, 10])
+def test_the_p_value_is_that_of_the_groups_that_differ_alone(losses: int) -> None:
+    """Sixty groups of other sizes are too many patterns to count, but have no sign: T is 0 in none of them."""
+    sizes = np.concatenate([np.ones(12, int), np.arange(1, 61)])
+    deltas = np.repeat(np.arange(72) < 12, sizes) * 1.0
+    deltas[:losses] = -1.0
+    scores = design(deltas, 0 * deltas.astype(int), np.repeat(np.arange(72), sizes), np.ones(1))
+    reach = flip_reach(scores, draws=199)
+    assert reach is not None
+    fewer = min(losses, 12 - losses)
+    assert reach.p_value == pytest.approx(2 * stats.binom.cdf(fewer, 12, 0.5))
+
+
+@pytest.mark.parametrize("groups", [2, 402, 470])
+def test_equal_models_have_a_p_value_of_exactly_1(groups: int) -> None:
+    """Rounded, the chances of 403 patterns add up to more than 1."""
+    deltas = np.where(np.arange(groups) % 2 == 0, 1.0, -1.0)
+    reach = flip_reach(one_category(np.arange(groups)).grouped(deltas))
+    assert reach is not None
+    assert reach.p_value == 1.0

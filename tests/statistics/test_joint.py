@@ -15,7 +15,7 @@ from souping.statistics.joint import (
     critical_value,
     equivalent_tests,
 )
-from souping.statistics.score_table import one_category
+from souping.statistics.score_table import Answers, ItemTable, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 
 
@@ -101,3 +101,32 @@ def test_every_difference_above_the_least_that_a_category_can_show_is_shown(item
         shown.append(found.low > 0 or found.high < 0)
         assert shown[-1] or abs(a.mean() - b.mean()) <= found.least
     assert 0 < sum(shown) < 40
+
+
+def test_missing_answers_of_one_category_are_right_and_wrong_for_the_family() -> None:
+    """Items of x without an answer, three of a and two of b; y is complete, and has its limits among those of x."""
+    rng = np.random.default_rng(8)
+    items = ItemTable(
+        names=("x", "y"),
+        categories=np.repeat([0, 1], [40, 30]),
+        groups=np.arange(70),
+        coefficients=np.array([0.5, 0.5]),
+    )
+    counted = {"a": rng.random(70) < 0.8, "b": rng.random(70) < 0.5}
+    missing = {"a": np.arange(70) < 3, "b": (np.arange(70) >= 5) & (np.arange(70) < 7)}
+    wrong = {name: (right & ~missing[name]).astype(float) for name, right in counted.items()}
+    right = {name: (right | missing[name]).astype(float) for name, right in counted.items()}
+    answers = {name: Answers.of(wrong[name], missing[name]) for name in "ab"}
+    found = compare_in_categories([(ScoreTable.of(items, answers), "a", "b")], FIRST_LOOK)
+    corners = []
+    for a, b in ((wrong, wrong), (wrong, right), (right, wrong)):
+        table = ScoreTable.complete(items, {"a": a["a"], "b": b["b"]})
+        corners.append(dict(compare_in_categories([(table, "a", "b")], FIRST_LOOK)))
+    assert [category for category, _ in found] == ["x", "y"]
+    for category, comparison in found:
+        alike = [corner[category] for corner in corners]
+        assert comparison.difference == alike[0].difference
+        assert comparison.low == min(corner.low for corner in alike)
+        assert comparison.high == max(corner.high for corner in alike)
+        assert comparison.p_alone == max(corner.p_alone for corner in alike)
+    assert alike[0].difference == alike[1].difference

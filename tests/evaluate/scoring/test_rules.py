@@ -77,6 +77,8 @@ def test_a_value_of_javascript_is_right_only_in_its_type(
     [
         ([1, 2], "integer", "f(a=[1, 2])", True), ([1, 2], "integer", "f(a=[1, 2.0])", False),
         ([1.0], "float", "f(a=[1])", False), ([], "integer", "f(a=[])", True), ([], "integer", "f(a=[1])", False),
+        ([1, 2.5], "float", "f(a=[1, 2.5])", True), ([1, 2.5], "float", "f(a=[1.0, 2.5])", True),
+        ([1, 2.5], "float", "f(a=[1.0, 2])", False), ([1.5, 2], "float", "f(a=[1.5, 2])", False),
     ],
 )  # fmt: skip
 def test_elements_have_the_documented_type(
