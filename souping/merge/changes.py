@@ -27,7 +27,7 @@ from souping.merge.factors import (
     blocks_of,
     product,
 )
-from souping.merge.methods import narrow
+from souping.merge.rounding import narrow
 from souping.merge.sites import Site
 
 TrainedShare = tuple[str, TrainedTensor, float]
