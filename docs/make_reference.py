@@ -27,7 +27,7 @@ from hydra.utils import get_object
 
 import souping
 from souping.cli.commands import COMMANDS
-from souping.cli.config import CHOICES, GROUPS, SETTABLE, Config, RunKeys
+from souping.cli.config_keys import CHOICES, GROUPS, SETTABLE, Config, RunKeys
 from souping.comparison.result import CompareResult, Flip, RowVerdict
 from souping.core.fields import Bounds, Form, hints_of
 from souping.core.types import JsonObject

@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, Validation
 from souping.cli.advice import joined_override, key_advice, value_advice
 from souping.cli.choice_files import choices, faults, groups, installed_choices
 from souping.cli.commands import COMMANDS, TYPED, misplaced
-from souping.cli.config import PACKAGE, USER_CODE, RunKeys, key_of, setting_mismatch
+from souping.cli.config_keys import PACKAGE, USER_CODE, RunKeys, key_of, setting_mismatch
 from souping.core.fields import hints_of
 from souping.core.files import error_text
 from souping.core.text import first_line, nearest, one_line, safe, stripped_lines

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.choice_files import with_installed
 from souping.cli.commands import add_overrides, parser_of
-from souping.cli.config import is_merge, register, resolved
+from souping.cli.config_keys import is_merge, register, resolved
 from souping.cli.listing import named_folder
 from souping.cli.process import interrupts_raise
 from souping.cli.settings_from_config import run_settings, unresolved

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from souping.cli.advice import VALUE, value_advice
 from souping.cli.choice_files import choices
 from souping.cli.commands import SETTINGS_FILES, command_line, root_of
-from souping.cli.config import (
+from souping.cli.config_keys import (
     CHOSEN,
     FREE,
     drop_replaced,

@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import MISSING
 
 from souping.cli.advice import key_advice
-from souping.cli.config import (
+from souping.cli.config_keys import (
     CHECKED,
     GROUPS,
     MERGED,
@@ -102,7 +102,7 @@ def component_kind(group: str) -> Any:
     """The class or annotation of a group's components. Those of engines and servers are imported here, on demand."""
     if group in GROUP_KINDS:
         return GROUP_KINDS[group]
-    from souping.evaluate.engines.transformers import Engine
+    from souping.evaluate.engines.base import Engine
     from souping.evaluate.servers.choices import Server
 
     return {"engine": Engine, "server": Server}[group]

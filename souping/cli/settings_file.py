@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.advice import key_advice
 from souping.cli.commands import OVERLAY, SETTINGS_FILES, SettingsFile
-from souping.cli.config import CHOSEN, SETTABLE, is_key
+from souping.cli.config_keys import CHOSEN, SETTABLE, is_key
 from souping.core.fields import text_of
 from souping.core.parsing import read_yaml_node
 from souping.core.system import program

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from souping.cli.commands import command_line
-from souping.cli.config import not_set
+from souping.cli.config_keys import not_set
 from souping.cli.parts import build
 from souping.core.files import expanded
 from souping.runs.settings import RunSettings, expectations

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from souping.cli.commands import SETTINGS_FILES
-from souping.cli.config import named_in
+from souping.cli.config_keys import named_in
 from souping.cli.errors import EXPECTED, explain, format_error
 from souping.cli.parts import build_part
 from souping.cli.process import EXIT_STATUSES, stop

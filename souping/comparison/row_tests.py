@@ -30,9 +30,11 @@ from souping.statistics.comparison import (
     contrast_at,
     split_variance,
 )
-from souping.statistics.corrections import MOST_LOST, Level, step_down
+from souping.statistics.corrections import step_down
 from souping.statistics.joint import compare_jointly
+from souping.statistics.look_penalty import Level
 from souping.statistics.power import RunPower
+from souping.statistics.score_table import MOST_LOST
 
 TASK_KINDS = ("group", "task")
 # Tests of one model are computed once, and forgotten before the next model.

@@ -10,7 +10,8 @@ from typing import Literal, get_args
 
 from souping.core.fields import pick, text_of
 from souping.core.types import Json, UserError, frozen
-from souping.statistics.corrections import MOST_LOST, release
+from souping.statistics.corrections import release
+from souping.statistics.score_table import MOST_LOST
 
 Word = Literal["better", "much-worse", "worse", "no-worse", "undecided"]
 WORDS: tuple[Word, ...] = get_args(Word)

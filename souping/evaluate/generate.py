@@ -43,13 +43,8 @@ from souping.core.types import (
     Record,
     frozen,
 )
-from souping.evaluate.engines.transformers import (
-    DEFAULT_NEW_TOKENS,
-    Answer,
-    Engine,
-    GenerationSettings,
-    TransformersEngine,
-)
+from souping.evaluate.engines.base import DEFAULT_NEW_TOKENS, Answer, Engine, GenerationSettings
+from souping.evaluate.engines.transformers import TransformersEngine
 from souping.evaluate.machine import (
     MachineSettings,
     are_small,

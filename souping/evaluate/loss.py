@@ -11,7 +11,8 @@ from souping.core.fields import Count, component
 from souping.core.protocols import LoadedModel, Prompts, Sampling
 from souping.core.types import TEXT, Item, Items, JsonObject, Record, UserError, frozen
 from souping.core.unit import BITS_PER_BYTE
-from souping.evaluate.engines.transformers import Passage, load_tokenizer, prompt_key
+from souping.evaluate.engines.base import Passage, prompt_key
+from souping.evaluate.engines.transformers import load_tokenizer
 from souping.evaluate.generate import EngineEvaluator, EnginePrompts
 from souping.evaluate.machine import cut_by_length
 from souping.evaluate.templates import as_seen, encode, prompt_text

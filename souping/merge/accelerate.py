@@ -39,7 +39,7 @@ from souping.core.text import first_line, missing, stripped_lines
 from souping.core.types import Missing, UserError, frozen
 from souping.merge import ERROR_PREFIX, RANK_PREFIX, WARNING_PREFIX, OptionalProgress
 from souping.merge.local import LocalMerge
-from souping.merge.methods import COMPILED_METHODS, NAN, Combine, mix_block, torch_dtype
+from souping.merge.methods import COMPILED_METHODS, Combine, mix_block, torch_dtype
 from souping.merge.mixing import (
     BlockMixer,
     Chunk,
@@ -51,6 +51,7 @@ from souping.merge.mixing import (
     share_of_rank,
 )
 from souping.merge.plan import MergePlan
+from souping.merge.rounding import NAN
 from souping.merge.writer import WRITER_THREADS, fill_shards
 from souping.report.progress import say
 

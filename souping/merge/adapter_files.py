@@ -24,9 +24,9 @@ from souping.merge import OptionalProgress
 from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.changes import PARAMETERS, Change, Changes, Update
 from souping.merge.factors import AdapterShare, AdapterShares, TensorReader, join
-from souping.merge.methods import narrow
 from souping.merge.mixing import chunks
 from souping.merge.plan import MergePlan
+from souping.merge.rounding import narrow
 from souping.merge.sites import Site
 from souping.merge.writer import fill_shards, make_shards
 

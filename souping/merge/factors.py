@@ -28,7 +28,7 @@ from souping.checkpoints.lora import FactorPair
 from souping.checkpoints.views import Float32, widen
 from souping.core.text import shown
 from souping.core.types import FloatArray, UserError
-from souping.merge.methods import narrow
+from souping.merge.rounding import narrow
 
 log = logging.getLogger(__name__)
 # of a weight that are worked on at once: memory does not grow with the model

@@ -19,14 +19,13 @@ from souping.merge.methods import (
     BLOCK_ELEMENTS,
     COMPILED_METHODS,
     Combine,
-    finite,
     get_method,
     gram,
     linear,
     mix_block,
-    write_as,
 )
 from souping.merge.plan import MergePlan, PlannedTensor, Source
+from souping.merge.rounding import finite, write_as
 
 log = logging.getLogger(__name__)
 # elements of all ingredients that a thread holds at once: memory does not grow with their number

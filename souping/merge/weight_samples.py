@@ -19,7 +19,7 @@ from souping.checkpoints.reader import WeightReader
 from souping.checkpoints.views import Float32, widen
 from souping.core.types import FloatArray, Names
 from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity, Rounding
-from souping.merge.methods import narrow
+from souping.merge.rounding import narrow
 
 PIECES = 16
 PIECE = 16

@@ -21,6 +21,11 @@ from souping.core.scores import value_of
 from souping.core.types import BoolArray, FloatArray, IntArray, Item, ItemScores
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores, GroupLayout, design
 
+WARN_LOST = 0.02
+"""Share of a model's answers that are truncated or missing from which on there is a warning."""
+MOST_LOST = 0.2
+"""Share above which nothing is claimed."""
+
 # ---------------------------------------------------------------- items
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from souping.cli.choice_files import choices, groups
 from souping.cli.commands import COMMANDS, PLANNED, ROOTS, as_overrides, has_parser, root_of
-from souping.cli.config import is_merge
+from souping.cli.config_keys import is_merge
 from souping.cli.help import completed
 from souping.core.types import UserError
 from tests.conftest import Cli, pool_of

@@ -21,7 +21,7 @@ from rich.console import Console
 from souping import __version__
 from souping.cli.choice_files import choices, groups
 from souping.cli.commands import COMMANDS
-from souping.cli.config import GROUPS, Config
+from souping.cli.config_keys import GROUPS, Config
 from souping.cli.job import split_options
 from souping.cli.process import REPLACE
 from souping.core.reading import read

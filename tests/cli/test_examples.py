@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from souping.analysis import Analysis
 from souping.cli.advice import owners
-from souping.cli.config import CHOSEN, SETTABLE, RunKeys
+from souping.cli.config_keys import CHOSEN, SETTABLE, RunKeys
 from souping.cli.job import opened
 from souping.cli.parts import build_part, component_kind
 from souping.cli.settings_file import with_file

@@ -12,7 +12,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from souping.cli import config
+from souping.cli import config_keys
 from souping.cli.errors import EXPECTED, format_error
 from souping.cli.settings_from_config import run_settings
 from souping.core.system import conf_folder
@@ -53,14 +53,14 @@ CHOICES = sorted(
 
 
 def composed(*words: str) -> dict[str, Any]:
-    config.register()
+    config_keys.register()
     with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         cfg = hydra.compose("config", list(words))
     logs = {"scores.path": {"a": "a", "b": "b", "c": "c"}} if "scores=logs" in words else {}
     for key, value in {**GIVEN, **logs}.items():
         if OmegaConf.is_missing(cfg[key.split(".")[0]], key.split(".")[1]):
             OmegaConf.update(cfg, key, value)
-    return config.resolved(cfg)
+    return config_keys.resolved(cfg)
 
 
 def keys(node: Any, path: str) -> Iterator[str]:

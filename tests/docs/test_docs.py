@@ -20,7 +20,7 @@ import yaml
 
 import souping as library
 from souping.cli.commands import COMMANDS, PLANNED, as_overrides, has_parser
-from souping.cli.config import GROUPS, Config
+from souping.cli.config_keys import GROUPS, Config
 from souping.cli.settings_file import with_file
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import Benchmark

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from souping.cli.choice_files import choices, groups
-from souping.cli.config import GROUPS, SETTABLE
+from souping.cli.config_keys import GROUPS, SETTABLE
 from tests.conftest import ROOT, Cli
 from tests.support.pages import DOCS, blocks
 

@@ -18,7 +18,8 @@ from souping.answers.store import Store
 from souping.core.protocols import evaluator_fingerprint
 from souping.core.types import Candidate, Item, Record, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines.transformers import answer_room, load_module
+from souping.evaluate.engines.base import answer_room
+from souping.evaluate.engines.transformers import load_module
 from souping.evaluate.engines.vllm import VllmEngine
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.templates import Decoding, keep_likely, sampler

@@ -15,7 +15,7 @@ import pytest
 from souping import demo
 from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
-from souping.evaluate.engines.transformers import Passage
+from souping.evaluate.engines.base import Passage
 from souping.evaluate.engines.vllm import LIKELIHOOD, Vllm, VllmEngine, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.loss import LossEvaluator, passage, scored_text

@@ -17,7 +17,7 @@ from hypothesis import given, settings, strategies as st
 from souping.checkpoints.header import FLOATS, size_of
 from souping.checkpoints.views import Raw, widen
 from souping.core.types import FloatArray, UserError, Weights
-from souping.merge import accelerate, methods
+from souping.merge import accelerate, methods, rounding
 from souping.merge.accelerate import AccelerateMerge, CudaMixer, usable_gpu
 from souping.merge.local import LocalMerge
 from souping.merge.methods import (
@@ -26,10 +26,10 @@ from souping.merge.methods import (
     delta,
     linear,
     mix_block,
-    narrow,
     slerp_weights,
     stock_weights,
 )
+from souping.merge.rounding import narrow
 from souping.merge.writer import fill_shards
 from tests.support.checkpoints import expected, load, same_bits
 from tests.support.merges import contents, planned, siblings, staging
@@ -73,7 +73,7 @@ def test_fused_kernel_equals_numpy_bit_for_bit(function: object, dtype: str) -> 
                 total = combine(
                     [widen(r, source) for r, source in zip(raw, sources, strict=True)], weights
                 )
-                assert methods.write_as(narrow(total, dtype), dtype, plain, out_dtype) == good
+                assert rounding.write_as(narrow(total, dtype), dtype, plain, out_dtype) == good
                 assert fast.tobytes() == plain.tobytes(), (sources, out_dtype, count)
 
 
@@ -84,7 +84,7 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @given(a=FINITE, b=FINITE, w=st.floats(-2, 2, width=32))
 def test_fma_rounds_once(a: float, b: float, w: float) -> None:
     exact = Fraction(w) * Fraction(a) + Fraction(b)
-    got = float(methods.fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
+    got = float(rounding.fma(w, np.array([a], np.float32), np.array([b], np.float32))[0])
     if math.isinf(got):
         assert abs(exact) >= Fraction(2**128) - Fraction(2**103)
         return
@@ -103,7 +103,7 @@ def test_double_rounding_is_caught() -> None:
     value = 2.0**-24 * (1 - 2.0**-23)
     total = 1 + 2.0**-23
     twice = np.float32(np.float64(weight) * np.float64(value) + np.float64(total))
-    once = methods.fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
+    once = rounding.fma(weight, np.array([value], np.float32), np.array([total], np.float32))[0]
     assert once == np.float32(1 + 2.0**-23)
     assert twice == np.float32(1 + 2.0**-22)
 
@@ -221,12 +221,12 @@ def test_torch_mixes_as_the_kernels(seed: int, dtypes: list[str], dtype: str, de
     function = methods.delta if delta else methods.linear
     with np.errstate(all="ignore"):
         total = function([widen(row, tag) for row, tag in zip(rows, dtypes, strict=True)], weights)
-        wanted = methods.narrow(total, dtype)
+        wanted = rounding.narrow(total, dtype)
     got, finite = accelerate.blend(
         function, [torch.from_numpy(r) for r in rows], dtypes, weights, dtype
     )
     assert got.numpy().tobytes() == wanted.tobytes()
-    assert bool(finite) == methods.finite(wanted, dtype)
+    assert bool(finite) == rounding.finite(wanted, dtype)
 
 
 @pytest.fixture

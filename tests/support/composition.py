@@ -110,11 +110,11 @@ def compose(overrides: Sequence[str]) -> dict[str, Any]:
 
 def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
     """What the command line would check and run with these overrides, as plain data."""
-    from souping.cli import config
+    from souping.cli import config_keys
 
-    config.register()
+    config_keys.register()
     root = root_of(overrides)
     with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         cfg = hydra.compose(root, list(overrides))
-        config.drop_replaced(cfg, root, overrides)
-        return config.resolved(cfg)
+        config_keys.drop_replaced(cfg, root, overrides)
+        return config_keys.resolved(cfg)

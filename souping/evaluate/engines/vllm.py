@@ -38,7 +38,7 @@ from souping.core.protocols import (
 from souping.core.system import installed
 from souping.core.text import first_line, listed
 from souping.core.types import Item, JsonObject, Missing, UserError
-from souping.evaluate.engines.transformers import (
+from souping.evaluate.engines.base import (
     Answer,
     Engine,
     GenerationSettings,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from souping.core.files import expanded
 from souping.core.types import Json, UserError
-from souping.evaluate.engines.transformers import Answer
+from souping.evaluate.engines.base import Answer
 from souping.evaluate.lm_eval.tasks import LENGTH_KEYS
 from souping.logs.lm_eval import requests_of, samples_of
 

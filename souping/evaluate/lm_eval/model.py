@@ -20,12 +20,8 @@ from typing import TYPE_CHECKING, Any
 from souping.core.protocols import LoadedModel
 from souping.core.text import first_line
 from souping.core.types import OUTCOMES, Item, Record, UserError, digest
-from souping.evaluate.engines.transformers import (
-    Answer,
-    answer_of,
-    neutral_config,
-    sampling_processor,
-)
+from souping.evaluate.engines.base import Answer
+from souping.evaluate.engines.transformers import answer_of, neutral_config, sampling_processor
 from souping.evaluate.lm_eval.tasks import (
     LENGTH_KEYS,
     Document,

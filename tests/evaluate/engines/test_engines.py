@@ -24,7 +24,8 @@ from souping.core.protocols import AdapterShape, evaluator_fingerprint
 from souping.core.text import install
 from souping.core.types import Candidate, Item, Recipe, UserError, digest
 from souping.evaluate.engines import transformers
-from souping.evaluate.engines.transformers import Answer, TransformersEngine, prompt_key
+from souping.evaluate.engines.base import Answer, prompt_key
+from souping.evaluate.engines.transformers import TransformersEngine
 from souping.evaluate.engines.vllm import VllmEngine, adapter_arguments, llm_arguments
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import VllmServer

@@ -1,4 +1,4 @@
-"""Schema of the configuration, and its check."""
+"""Keys of the configuration: which there are, the type of each, and the check of their types (by `core.fields`)."""
 
 from __future__ import annotations
 
