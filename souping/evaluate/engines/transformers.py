@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
-from souping.checkpoints.folder import has_weights
+from souping.checkpoints.folder import has_weights, read_model_config, side_files
 from souping.core.fields import component
 from souping.core.protocols import (
     AdapterShape,
@@ -27,7 +27,7 @@ from souping.core.protocols import (
     ModelHost,
     ModuleSettings,
 )
-from souping.core.text import first_line
+from souping.core.text import first_line, shown
 from souping.core.types import Item, JsonObject, Names, Outcome, T, TokenIds, UserError, frozen
 from souping.evaluate.machine import MachineSettings
 from souping.evaluate.templates import IDS, Decoding, render, sampler
@@ -571,6 +571,29 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         ) from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
+
+
+def check_reads_text(folder: Path) -> None:
+    """Refuse a vision-language or speech model that transformers does not load as a model of texts alone (UserError).
+
+    Code that a model brings (`auto_map`) is not asked.
+    """
+    config = read_model_config(folder)
+    parts = {"vision_config", "audio_config"} & config.keys()
+    processors = [name for name in side_files(folder) if name.endswith("processor_config.json")]
+    if "auto_map" in config or not (parts or processors):
+        return
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.get("is_encoder_decoder"):
+        known = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    kind = config.get("model_type")
+    if kind not in known:
+        raise UserError(
+            f"{folder} is a vision-language or speech model ({shown(str(kind))}), which this evaluator cannot load: "
+            "use evaluator=command, with a script of yours or with lm_eval's hf-multimodal or vllm-vlm"
+        )
 
 
 def _load_error(error: Exception) -> str:
