@@ -91,7 +91,8 @@ def summary(report: Report) -> list[str]:
         pairs = zip(recipe.weights, recipe.ingredients, strict=False)
         mixture = " + ".join(f"{four_digits(share)} {clean(name)}" for share, name in pairs)
         lines.append(
-            f"The soup is in {place[1]}: {mixture}. Its README.md has the code that loads it."
+            f'The soup is in {place[1]}: {mixture}. Load it with from_pretrained("{place[1]}") of the class that its '
+            "README.md names."
         )
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from souping.merge.local import LocalMerge
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli, report_of
 from tests.support.multimodal import KINDS, average, forward, load, save_pool
 from tests.support.peft_models import close
 
@@ -145,3 +146,50 @@ def test_evaluators_of_texts_refuse_models_that_they_cannot_load(
         outcome = souping(*command, *words)
         outcome.refused("evaluator=command", "hf-multimodal")
     assert len(outcome.err.strip().splitlines()) <= 2
+
+
+def test_a_model_of_images_that_also_reads_texts_alone_answers_them(
+    tmp_path: Path, souping: Cli
+) -> None:
+    save_pool("gemma3", tmp_path)
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
+    words = ["pool.candidates=[a,b]", "benchmark.path=items.jsonl", "selector=all"]
+    souping(*words, "evaluator.max_new_tokens=1", "optimiser=uniform", "dry_run=1").ok()
+
+
+SCORE = """
+import json, sys
+from pathlib import Path
+import torch
+from tests.support.multimodal import KINDS, forward, load
+
+model, items, out = map(Path, sys.argv[1:])
+inputs = KINDS["whisper"].inputs(model)
+answer = int(forward(load("whisper", model), inputs)[0, -1].argmax())
+with (out / "log.jsonl").open("w") as log:
+    for row in map(json.loads, items.open()):
+        score = float((answer + len(row["id"])) % 2)
+        line = {"item": row["id"], "category": row["category"], "score": score, "output": str(answer)}
+        print(json.dumps(line), file=log)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_with_a_command_that_loads_speech_models_ends_with_a_report(
+    tmp_path: Path, souping: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pool("whisper", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
+    (tmp_path / "score.py").write_text(SCORE)
+    command = f'evaluator.command="{sys.executable} score.py {{model}} {{items}} {{out}}"'
+    words = ["pool.candidates=[a,b]", "benchmark.path=items.jsonl", "selector=all"]
+    quick = ["optimiser=uniform", "analysis=[]", "hydra.run.dir=run"]
+    souping("evaluator=command", command, *words, *quick).ok()
+    report = report_of(tmp_path / "run")
+    soup = next(row for row in report["rows"] if row["kind"] == "soup")
+    assert set(soup["scores"]) == {"cats", "dogs"}
+    assert (tmp_path / "run" / "soup" / "normalizer.json").is_file()
+    assert (
+        "WhisperForConditionalGeneration" in (tmp_path / "run" / "soup" / "README.md").read_text()
+    )

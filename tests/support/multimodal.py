@@ -25,6 +25,8 @@ VISION = {
     "patch_size": 8,
 }  # fmt: skip
 SQUARE = {"height": 16, "width": 16}
+hf: Any = transformers
+"""Its configs and processors take more settings than their annotations say."""
 IMAGE = 100
 """Id of the image token, the first after those of `save_tokenizer`."""
 Inputs = Mapping[str, torch.Tensor]
@@ -38,19 +40,19 @@ class Kind:
     model that adapters of it change.
     """
 
-    model: Callable[[], transformers.PreTrainedModel]
+    model: Callable[[], Any]
     processor: Callable[[Path], None]
     inputs: Callable[[Path], Inputs]
-    auto: Any = transformers.AutoModelForImageTextToText
+    auto: Any = hf.AutoModelForImageTextToText
     adapted: str = r".*language_model.*\.(q_proj|down_proj)"
 
 
-def _tokens(folder: Path, **special: str) -> transformers.PreTrainedTokenizerFast:
+def _tokens(folder: Path, **special: str) -> Any:
     """The folder's tokenizer with special tokens from IMAGE on, {attribute: token}."""
-    plain = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    plain = hf.PreTrainedTokenizerFast.from_pretrained(folder)
     plain.add_special_tokens({"extra_special_tokens": list(special.values())})
     names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return transformers.PreTrainedTokenizerFast(
+    return hf.PreTrainedTokenizerFast(
         tokenizer_object=plain._tokenizer, extra_special_tokens=special, **names
     )
 
@@ -60,9 +62,9 @@ def picture(seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _gemma3() -> transformers.PreTrainedModel:
+def _gemma3() -> Any:
     tied = {"tie_word_embeddings": True}
-    config = transformers.Gemma3Config(
+    config = hf.Gemma3Config(
         text_config={**TEXT, **tied, "head_dim": 12, "sliding_window": 8},
         vision_config=VISION,
         mm_tokens_per_image=4,
@@ -71,26 +73,24 @@ def _gemma3() -> transformers.PreTrainedModel:
         eoi_token_index=102,
         **tied,
     )
-    return transformers.Gemma3ForConditionalGeneration(config)
+    return hf.Gemma3ForConditionalGeneration(config)
 
 
 def _gemma3_processor(folder: Path) -> None:
     tokens = _tokens(folder, image_token="<image>", boi_token="<boi>", eoi_token="<eoi>")
-    images = transformers.Gemma3ImageProcessorPil(size=SQUARE)
+    images = hf.Gemma3ImageProcessorPil(size=SQUARE)
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    processor = transformers.Gemma3Processor(
-        images, tokens, chat_template=template, image_seq_length=4
-    )
+    processor = hf.Gemma3Processor(images, tokens, chat_template=template, image_seq_length=4)
     processor.save_pretrained(folder)
 
 
 def _gemma3_inputs(folder: Path) -> Inputs:
-    processor = transformers.AutoProcessor.from_pretrained(folder)
+    processor = hf.AutoProcessor.from_pretrained(folder)
     return dict(processor(text="a<boi>b", images=picture(), return_tensors="pt"))
 
 
-def _llava() -> transformers.PreTrainedModel:
-    config = transformers.LlavaConfig(
+def _llava() -> Any:
+    config = hf.LlavaConfig(
         text_config={**TEXT, "model_type": "llama", "tie_word_embeddings": False},
         vision_config={**VISION, "model_type": "siglip_vision_model"},
         image_token_index=IMAGE,
@@ -99,21 +99,21 @@ def _llava() -> transformers.PreTrainedModel:
         image_seq_length=4,
         tie_word_embeddings=False,
     )
-    return transformers.LlavaForConditionalGeneration(config)
+    return hf.LlavaForConditionalGeneration(config)
 
 
 def _llava_processor(folder: Path) -> None:
     tokens = _tokens(folder, image_token="<image>")
-    images = transformers.SiglipImageProcessorPil(size=SQUARE)
+    images = hf.SiglipImageProcessorPil(size=SQUARE)
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    processor = transformers.LlavaProcessor(
+    processor = hf.LlavaProcessor(
         images, tokens, patch_size=8, vision_feature_select_strategy="full", chat_template=template
     )
     processor.save_pretrained(folder)
 
 
 def _llava_inputs(folder: Path) -> Inputs:
-    processor = transformers.AutoProcessor.from_pretrained(folder)
+    processor = hf.AutoProcessor.from_pretrained(folder)
     return dict(processor(text="a<image>b", images=picture(), return_tensors="pt"))
 
 
@@ -126,13 +126,13 @@ def _write_processors(folder: Path, images: Any, video: str) -> None:
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
 
 
-def _qwen() -> transformers.PreTrainedModel:
+def _qwen() -> Any:
     rope = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 2, 2]}, "rope_theta": 1e4}
     vision = {
         "depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4,
         "out_hidden_size": 24, "fullatt_block_indexes": [0], "window_size": 16,
     }  # fmt: skip
-    config = transformers.Qwen2_5_VLConfig(
+    config = hf.Qwen2_5_VLConfig(
         text_config={**TEXT, **rope, "tie_word_embeddings": False},
         vision_config=vision,
         image_token_id=IMAGE,
@@ -141,51 +141,49 @@ def _qwen() -> transformers.PreTrainedModel:
         vision_end_token_id=102,
         tie_word_embeddings=False,
     )
-    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return hf.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def _qwen_processor(folder: Path) -> None:
-    images = transformers.Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64, max_pixels=256)
+    images = hf.Qwen2VLImageProcessorPil(patch_size=4, min_pixels=64, max_pixels=256)
     _write_processors(folder, images, "Qwen2VLVideoProcessor")
 
 
 def _qwen_inputs(folder: Path) -> Inputs:
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor = hf.AutoImageProcessor.from_pretrained(folder)
     images = dict(processor(images=picture(), return_tensors="pt"))
     ids = torch.tensor([[5, 101, *[IMAGE] * 4, 102, 6]])
     return {**images, "input_ids": ids, "mm_token_type_ids": (ids == IMAGE).long()}
 
 
-def _smolvlm() -> transformers.PreTrainedModel:
+def _smolvlm() -> Any:
     tied = {"tie_word_embeddings": True}
-    config = transformers.SmolVLMConfig(
+    config = hf.SmolVLMConfig(
         text_config={**TEXT, **tied, "model_type": "llama"},
         vision_config=VISION,
         image_token_id=IMAGE,
         scale_factor=2,
         **tied,
     )
-    return transformers.SmolVLMForConditionalGeneration(config)
+    return hf.SmolVLMForConditionalGeneration(config)
 
 
 def _smolvlm_processor(folder: Path) -> None:
     edge = {"longest_edge": 16}
-    images = transformers.SmolVLMImageProcessorPil(
-        size=edge, max_image_size=edge, do_image_splitting=False
-    )
+    images = hf.SmolVLMImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
     _write_processors(folder, images, "SmolVLMVideoProcessor")
 
 
 def _smolvlm_inputs(folder: Path) -> Inputs:
-    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    processor = hf.AutoImageProcessor.from_pretrained(folder)
     images = processor(images=[[picture()]], return_tensors="pt")
     return {"pixel_values": images["pixel_values"], "input_ids": torch.tensor([[5, IMAGE, 6]])}
 
 
-def _whisper() -> transformers.PreTrainedModel:
+def _whisper() -> Any:
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "num_mel_bins": 8}
-    config = transformers.WhisperConfig(
+    config = hf.WhisperConfig(
         vocab_size=104,
         encoder_ffn_dim=32,
         decoder_ffn_dim=32,
@@ -199,18 +197,18 @@ def _whisper() -> transformers.PreTrainedModel:
         **heads,
         **sizes,
     )
-    return transformers.WhisperForConditionalGeneration(config)
+    return hf.WhisperForConditionalGeneration(config)
 
 
 def _whisper_processor(folder: Path) -> None:
-    sound = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
-    tokens = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    transformers.WhisperProcessor(sound, tokens).save_pretrained(folder)
+    sound = hf.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    tokens = hf.PreTrainedTokenizerFast.from_pretrained(folder)
+    hf.WhisperProcessor(sound, tokens).save_pretrained(folder)
     (folder / "normalizer.json").write_text('{"colour": "color"}')
 
 
 def _whisper_inputs(folder: Path) -> Inputs:
-    processor = transformers.AutoProcessor.from_pretrained(folder)
+    processor = hf.AutoProcessor.from_pretrained(folder)
     wave = np.random.default_rng(0).normal(size=16_000).astype(np.float32)
     sound = processor(wave, sampling_rate=16_000, return_tensors="pt")
     return {**sound, "decoder_input_ids": torch.tensor([[3, 5, 6]])}
@@ -227,7 +225,7 @@ KINDS = {
         _whisper,
         _whisper_processor,
         _whisper_inputs,
-        auto=transformers.AutoModelForSpeechSeq2Seq,
+        auto=hf.AutoModelForSpeechSeq2Seq,
         adapted=r".*decoder.*\.(q_proj|fc1)",
     ),
 }
