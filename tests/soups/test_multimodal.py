@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from souping.core.protocols import ModuleSettings
+from souping.core.types import UserError
+from souping.evaluate.engines.transformers import load_module
 from souping.merge.local import LocalMerge
 from tests.conftest import ROOT, Cli, report_of
 from tests.support.multimodal import KINDS, average, forward, load, save_pool
@@ -155,6 +158,16 @@ def test_a_model_of_images_that_also_reads_texts_alone_answers_them(
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
     words = ["pool.candidates=[a,b]", "benchmark.path=items.jsonl", "selector=all"]
     souping(*words, "evaluator.max_new_tokens=1", "optimiser=uniform", "dry_run=1").ok()
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_kernels_of_the_hub_are_refused_in_each_part(part: str, tmp_path: Path) -> None:
+    folder, _ = save_pool("gemma3", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["attn_implementation"] = {part: "someone/kernel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"someone/kernel.*trust_remote_code"):
+        load_module(folder, ModuleSettings())
 
 
 SCORE = """

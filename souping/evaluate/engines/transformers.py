@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import (
         GenerationConfig,
         LogitsProcessorList,
+        PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
     )
@@ -541,9 +542,9 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-        kernels = {str(config._attn_implementation), str(config._experts_implementation)}
         # Such a name makes transformers fetch compiled code from the Hub and run it.
-        if not trust and any("/" in name for name in kernels):
+        kernels = [name for name in _kernels(config) if "/" in name]
+        if kernels and not trust:
             raise ValueError(
                 f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code"
             )
@@ -571,6 +572,16 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         ) from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
+
+
+def _kernels(config: PreTrainedConfig) -> Iterator[str]:
+    """Names of the kernels that a config asks for, also in the configs of its parts (texts, images, sound)."""
+    yield str(config._attn_implementation)
+    yield str(config._experts_implementation)
+    for key in config.sub_configs:
+        part = getattr(config, key, None)
+        if part is not None:
+            yield from _kernels(part)
 
 
 def check_reads_text(folder: Path) -> None:
