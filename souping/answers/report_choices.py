@@ -55,4 +55,9 @@ def _category_keys(items: Sequence[Item]) -> dict[str, str]:
     members: dict[str, list[str]] = {}
     for item in in_order(items):
         members.setdefault(item.category, []).append(item.prompt_digest)
-    return {category: digest(prompts) for category, prompts in members.items()}
+    keys = dict[str, str]()
+    for category, prompts in members.items():
+        key = digest(prompts)
+        # Categories may share their prompts, if these name no image: later ones are numbered.
+        keys[category] = key if key not in keys.values() else digest([key, len(keys)])
+    return keys

@@ -7,6 +7,7 @@ chat templates are compared by content, not by formatting.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from souping.checkpoints.checkpoint import Checkpoint, Checkpoints
 from souping.checkpoints.encodings import COMPARED_TEXTS, first_difference
-from souping.checkpoints.folder import TIED, setting, side_files
+from souping.checkpoints.folder import is_head, setting, side_files, unwrapped
 from souping.checkpoints.header import FLOATS, OTHER_FLOATS, Tensor, parse_json, widest
 from souping.checkpoints.reader import WeightReader
 from souping.core.text import listed, shown
@@ -85,12 +86,10 @@ def redundant(checkpoints: Checkpoints) -> Names:
     """
     if not all(tied(checkpoint) for checkpoint in checkpoints.values()):
         return ()
-    heads = list[str]()
-    for head in TIED:
-        count = sum(head in checkpoint.tensors for checkpoint in checkpoints.values())
-        if 0 < count < len(checkpoints):
-            heads.append(head)
-    return tuple(heads)
+    counts = Counter[str]()
+    for checkpoint in checkpoints.values():
+        counts.update(filter(is_head, checkpoint.tensors))
+    return tuple(head for head, count in counts.items() if count < len(checkpoints))
 
 
 def tied(checkpoint: Checkpoint) -> bool:
@@ -106,13 +105,19 @@ def _check_names(
     extra = [name for name in tables[b] if name not in tables[a]]
     if not missing and not extra:
         return
+    renamed = {unwrapped(name): name for name in extra}
+    if renamed.keys() == {*map(unwrapped, missing)}:
+        raise UserError(
+            f"candidates {a} and {b} have the same tensors under different names, such as {shown(missing[0])} and "
+            f"{shown(renamed[unwrapped(missing[0])])}: load both with one version of transformers and save them again"
+        )
     differences = list[str]()
     if missing:
         differences.append(f"{b} lacks {listed(missing)}")
     if extra:
         differences.append(f"{b} also has {listed(extra)}")
     hint = ""
-    if tied(pool[a]) != tied(pool[b]) and {*missing, *extra} & set(TIED):
+    if tied(pool[a]) != tied(pool[b]) and any(map(is_head, [*missing, *extra])):
         hint = " (tied embeddings on one side only)"
     raise UserError(
         f"candidates {a} and {b} do not have the same tensors{hint}: {'; '.join(differences)}"
@@ -318,6 +323,7 @@ TOKENIZERS = (
     "vocab.json",
     "vocab.txt",
     "spiece.model",
+    "tekken.json",
 )
 ENCODING = ("normalizer", "pre_tokenizer")
 FRAMING = ("post_processor", "decoder")

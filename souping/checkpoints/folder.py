@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -33,13 +34,16 @@ WEIGHT_FILES = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "chat_template*", "special_tokens_map.json",
     "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "source.spm",
-    "target.spm", "preprocessor_config.json", "processor_config.json",
+    "target.spm", "tekken.json", "normalizer.json", "*processor_config.json", "audio_tokenizer_config.json",
 )  # fmt: skip
 NOT_SIDE = (".safetensors", ".bin", ".py", ".pyc", ".pkl", ".pt", ".gguf")
 """Suffixes that are never side files: those of weights and code."""
 MAX_SIDE = 512_000_000
-TIED = ("lm_head.weight", "output.weight")
-"""Names of output heads, which may be tied to the embedding."""
+TIED = ("lm_head.weight", "output.weight", "proj_out.weight")
+"""Last parts of the names of output heads, which may be tied to the embedding."""
+CAUSAL = "AutoModelForCausalLM"
+WRAPPERS = {"model", "language_model", "vision_model"}
+"""Parts of names that one version of transformers writes and another leaves out, or writes in another order."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,14 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         hint = " It looks like an adapter: pools of adapters need their base." if adapter else ""
         raise UserError(f"{folder} has no config.json: not a complete model folder.{hint}")
     return json_object(path)
+
+
+def model_class(folder: Path) -> str:
+    """The class of transformers that loads the model in a folder, by its config; CAUSAL if that does not say."""
+    path = inside(folder, "config.json")
+    config = json_object(path) if path.is_file() else {}
+    head = re.search(r"\w+ForConditionalGeneration", str(config.get("architectures")))
+    return head[0] if head else CAUSAL
 
 
 def read_weights(
@@ -124,7 +136,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def side_files(folder: Path) -> Names:
-    """Names of the files that a soup carries over from a model folder: config, tokenizer and chat templates.
+    """Names of the files that a soup carries over from a model folder: config, tokenizer, chat templates, processors.
 
     Raises:
         UserError: one is too large, or a link that leads nowhere or out of the folder.
@@ -170,6 +182,16 @@ def config_home(sharded: Sharded, like: Like) -> Path | None:
         return None
     advice = "name a folder of the same model that has them, pool.reference_model=HF_FOLDER"
     raise UserError(f"{folder} is a sharded checkpoint without a config and tokenizer: {advice}")
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is an output head, of a whole model or of the language model in it, by its name."""
+    return name.split(".")[-2:] in [head.split(".") for head in TIED]
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the parts in which versions of transformers differ."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def has_weights(folder: Path) -> bool:

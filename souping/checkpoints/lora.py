@@ -24,8 +24,8 @@ from souping.checkpoints.folder import (
     PICKLED,
     PICKLED_INDEX,
     SINGLE,
-    TIED,
     Like,
+    is_head,
     read_weights,
     side_files,
 )
@@ -283,7 +283,7 @@ class _Sorter:
             self._train(f"{module}.weight", tensor, "trainable_token_indices", rows)
         elif "lora_" in name or "modules_to_save" in name:
             self._refuse(key)
-        elif self._settings.saves(module) or (self._settings.ties and name in TIED):
+        elif self._settings.saves(module) or (self._settings.ties and is_head(name)):
             self._train(name, tensor, "modules_to_save")
         elif last == "bias" and self._settings.bias != "none":
             self._train(f"{module.removesuffix('.base_layer')}.bias", tensor, "bias")

@@ -44,7 +44,7 @@ from souping.core.types import (
     frozen,
 )
 from souping.evaluate.engines.base import DEFAULT_NEW_TOKENS, Answer, Engine, GenerationSettings
-from souping.evaluate.engines.transformers import TransformersEngine
+from souping.evaluate.engines.transformers import TransformersEngine, check_reads_text
 from souping.evaluate.machine import (
     MachineSettings,
     are_small,
@@ -106,7 +106,13 @@ class MachineEvaluator(Evaluator):
         return LiveHosting(device=self.device, machine=self.machine)
 
     def for_pool(self, architecture_folder: Path, folders: Folders) -> Self:
-        """A copy with open settings set for the candidates: their own dtype, and one thread if they are small."""
+        """A copy with open settings set for the candidates: their own dtype, and one thread if they are small.
+
+        Raises:
+            UserError: a live module of them would not read texts.
+        """
+        if self.hosting.model_form == "module":
+            check_reads_text(architecture_folder)
         threads = self.threads
         if threads is None and are_small(architecture_folder):
             threads = 1

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from souping.checkpoints.folder import model_class
 from souping.checkpoints.views import Float32
 from souping.core.protocols import AdapterShape, Component, WeightStream
 from souping.core.types import Folders, Names, ProgressCallback, Recipe, TokenIds
@@ -133,6 +134,11 @@ class CandidatePool(Component, ABC):
     def base_repo(self) -> str:
         """`org/name` on the Hub of the base model that soups stay adapters of; empty if there is none, or no name."""
         return ""
+
+    @property
+    def loader(self) -> str:
+        """The class of transformers that loads the pool's soups."""
+        return model_class(self.architecture_folder)
 
     def eos_token_ids(self, recipe: Recipe) -> TokenIds:
         """Tokens that end the soup's answers: those of all its ingredients."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import same_values, tied
-from souping.checkpoints.folder import TIED
+from souping.checkpoints.folder import is_head, setting, unwrapped
 from souping.checkpoints.header import FLOATS, Tensor
 from souping.checkpoints.lora import FULL_MODEL, Adapter, FactorPair, TrainedTensor
 from souping.core.files import expanded, folder_at
@@ -229,21 +229,25 @@ def tensor_of(base: Checkpoint, parameter: str) -> Tensor | None:
 
 
 def named_tensor(base: Checkpoint, parameter: str) -> Tensor | None:
-    """The parameter in the base: by its name, else by the only name that differs just in leading parts."""
+    """The parameter in the base: by its name, else by the only name that differs just in leading parts, or in those in
+    which versions of transformers differ."""
     if parameter in base.tensors:
         return base.tensors[parameter]
     matching = [tensor for key, tensor in base.tensors.items() if key.endswith(f".{parameter}")]
     _, _, shorter = parameter.partition(".")
     if shorter in base.tensors and "." in shorter:
         matching.append(base.tensors[shorter])
+    if not matching:
+        plain = unwrapped(parameter)
+        matching = [tensor for key, tensor in base.tensors.items() if unwrapped(key) == plain]
     return matching[0] if len(matching) == 1 else None
 
 
 def _tied_embedding(base: Checkpoint, module: str) -> Tensor | None:
     """The embedding whose weight a head without its own shares; None for other modules, or if it is not unique."""
-    if f"{module.rpartition('.')[2]}.weight" not in TIED:
+    if not is_head(f"{module}.weight"):
         return None
-    vocab = base.config.get("vocab_size")
+    vocab = setting(base.config, "vocab_size")
     matrices = [t for t in base.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocab]
     embeddings = [t for t in matrices if "embed" in t.name]
     # GPT-2's name for the embedding.
@@ -258,10 +262,10 @@ def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> b
     if named_tensor(base, f"{module}.weight") is None:
         return True
     twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]
-    vocabulary = tensor.shape[0] == base.config.get("vocab_size")
+    vocabulary = tensor.shape[0] == setting(base.config, "vocab_size")
     if embedding and vocabulary and not twins:
         return True
-    head = f"{module.rpartition('.')[2]}.weight" in TIED
+    head = is_head(f"{module}.weight")
     return tied(base) and (head or (embedding and vocabulary))
 
 

@@ -164,16 +164,17 @@ def _config(plan: MergePlan, folder: Path, raw: bytes) -> bytes:
     """config.json (`raw`) with the soup's dtype and vocabulary, not quantised; `raw` itself if nothing changes."""
     before: dict[str, Any] = parse_json(folder / "config.json", raw)
     after = copy.deepcopy(plain_config(before))
-    inner = after.get("text_config")
+    parts = {key: part for key, part in after.items() if isinstance(part, dict)}
     if plan.dtype in TORCH_NAMES:
         # transformers renamed the key: set the one that the config has, by default the older one.
         keys = [key for key in ("dtype", "torch_dtype") if key in after] or ["torch_dtype"]
         after |= dict.fromkeys(keys, plan.dtype)
-        if isinstance(inner, dict):
-            inner |= {key: plan.dtype for key in keys if key in inner}
+        # The models of texts, images and sound have configs of their own.
+        for part in parts.values():
+            part |= {key: plan.dtype for key in keys if key in part}
     if plan.vocab_size is not None:
-        for table in (after, inner):
-            if isinstance(table, dict) and "vocab_size" in table:
+        for table in (after, parts.get("text_config", {})):
+            if "vocab_size" in table:
                 table["vocab_size"] = plan.vocab_size
     if after == before:
         return raw

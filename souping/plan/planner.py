@@ -154,7 +154,7 @@ class _Planner:
         draft["settings"] = {key: recipe.settings[key] for key in recipe.settings if key != "base"}
         pool = self.opened.merge_pool
         summary = read(RecipeSummary, draft)
-        text = soup_card(summary, folder=run.out.resolve(), base=pool.base_repo)
+        text = soup_card(summary, folder=run.out.resolve(), base=pool.base_repo, loader=pool.loader)
         files = {**planned_files(pool, recipe), CARD: text.encode()}
         return planned_upload(run.upload, files, run.store_path)
 

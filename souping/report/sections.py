@@ -90,11 +90,10 @@ def summary(report: Report) -> list[str]:
     if place and recipe is not None:
         pairs = zip(recipe.weights, recipe.ingredients, strict=False)
         mixture = " + ".join(f"{four_digits(share)} {clean(name)}" for share, name in pairs)
-        loader = "AutoModel"
-        if recipe.settings.get("adapters") == "keep":
-            loader = "AutoPeftModel"
-        load = f'{loader}ForCausalLM.from_pretrained("{place[1]}")'
-        lines.append(f"The soup is in {place[1]}: {mixture}. Load it: {load}")
+        lines.append(
+            f'The soup is in {place[1]}: {mixture}. Load it with from_pretrained("{place[1]}") of the class that its '
+            "README.md names."
+        )
     return lines
 
 

@@ -193,7 +193,7 @@ def _write(run: Run, state: Reported, report: Report) -> RunOutcome:
     write_atomically(run_dir / "router.json", as_json(router).encode())
     soup = state.frozen.soup_folder
     if soup is not None and soup.is_dir():
-        replace_card(soup, state.frozen.card, report, run.pool.merge_pool.base_repo)
+        replace_card(soup, state.frozen.card, report, run.pool.merge_pool)
     return replace(_outcome(run, state.searched, report), router=router)
 
 

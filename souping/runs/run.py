@@ -356,7 +356,8 @@ class Run(Steps):
         settings = self.settings
         recipe = frozen.searched.winner.recipe
         report = replace(frozen.report, rebuild=settings.rebuild_command)
-        text = card(report, settings.out.resolve(), self.pool.merge_pool.base_repo)
+        pool = self.pool.merge_pool
+        text = card(report, settings.out.resolve(), pool.base_repo, pool.loader)
         # A run that `ask` continues may have written it before.
         if soup_in(settings.out) is not None:
             self.progress.stage("write: verifying the existing soup")

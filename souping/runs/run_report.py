@@ -11,12 +11,14 @@ from souping.analysis.alternatives import best_by_category
 from souping.analysis.guards import GUARDS, GuardsResult
 from souping.analysis.stability import stability
 from souping.answers.evaluation import Evaluation
+from souping.checkpoints.folder import CAUSAL
 from souping.core.files import write_atomically
 from souping.core.reading import read, to_json
 from souping.core.system import provenance
 from souping.core.types import Recipe, ScoreMatrix, Selection
 from souping.core.unit import Unit
 from souping.evaluate.benchmark import Splits
+from souping.merge import CandidatePool
 from souping.merge.soup_files import CARD
 from souping.report import sections, tables
 from souping.report.analysis_results import AnalysisResult
@@ -199,7 +201,7 @@ def run_cost(
     )
 
 
-def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
+def card(report: Report, folder: Path = Path("."), base: str = "", loader: str = CAUSAL) -> str:
     """The card of a run's soup (`card.soup_card`).
 
     `report` may have only what is known when the soup is written. All numbers on a card are from the test split: a card
@@ -207,14 +209,14 @@ def card(report: Report, folder: Path = Path("."), base: str = "") -> str:
     """
     recipe = report.recipe or read(RecipeSummary, {})
     benchmark = sections.benchmark(report)
-    return soup_card(recipe, report.rebuild, folder, base, benchmark, _evidence(report))
+    return soup_card(recipe, report.rebuild, folder, base, benchmark, _evidence(report), loader)
 
 
-def replace_card(folder: Path, first: str, report: Report, base: str) -> None:
+def replace_card(folder: Path, first: str, report: Report, pool: CandidatePool) -> None:
     """Put a report on the soup's card, unless somebody changed the card from the `first` one, which has no numbers."""
     path = folder / CARD
     if not path.exists() or path.read_bytes() == first.encode():
-        write_atomically(path, card(report, folder.resolve(), base).encode())
+        write_atomically(path, card(report, folder.resolve(), pool.base_repo, pool.loader).encode())
 
 
 def _evidence(report: Report) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from souping.checkpoints import hub
+from souping.checkpoints.folder import CAUSAL
 from souping.core.types import Json
 from souping.report.cells import fenced, markdown_table
 from souping.report.format import clean, escape_markdown, in_words
@@ -30,13 +31,14 @@ def soup_card(
     base: str = "",
     benchmark: str = "",
     result: Sequence[str] = (),
+    loader: str = CAUSAL,
 ) -> str:
     """README.md of a soup, with the Hub's front matter.
 
     `rebuild` is the run's command that makes the soup again. `base` is the Hub's name of the base model of a soup
-    that is an adapter, empty if it has none. `result` are paragraphs on what the soup scored on the `benchmark`. Dates,
-    timings and folders stay out, except the soup's own `folder`, in the code that loads it: an upload replaces it by
-    the repository.
+    that is an adapter, empty if it has none. `result` are paragraphs on what the soup scored on the `benchmark`.
+    `loader` is the class of transformers that loads it. Dates, timings and folders stay out, except the soup's own
+    `folder`, in the code that loads it: an upload replaces it by the repository.
     """
     sources = {public_name(name): source for name, source in (recipe.sources or {}).items()}
     names = tuple(public_name(name) for name in recipe.ingredients)
@@ -49,7 +51,7 @@ def soup_card(
         markdown_table(recipe_table(recipe)),
         _method(recipe),
         *result,
-        *_usage(recipe, folder),
+        *_usage(recipe, folder, loader),
         *_rebuild(recipe, rebuild, folder),
     ]
     return "\n\n".join(blocks) + "\n"
@@ -103,20 +105,27 @@ def public_rebuild(command: str, repo: str = "org/soup") -> str:
     )
 
 
-def _usage(recipe: RecipeSummary, folder: Path) -> list[str]:
-    """Section with Python that loads the soup from its folder and answers."""
-    name = "AutoModelForCausalLM"
+def _usage(recipe: RecipeSummary, folder: Path, loader: str) -> list[str]:
+    """Section with Python that loads the soup from its folder, and answers if it is a language model."""
+    place = f"folder = {json.dumps(str(folder))}  # this folder, or the name of its repository"
+    if loader != CAUSAL:
+        code = f"""from transformers import AutoProcessor, {loader}
+
+{place}
+processor = AutoProcessor.from_pretrained(folder)
+model = {loader}.from_pretrained(folder)"""
+        return ["## Usage", fenced(code, "python")]
     module = "transformers"
     # The soup is an adapter.
     if recipe.settings.get("adapters") == "keep":
-        name = "AutoPeftModelForCausalLM"
+        loader = "AutoPeftModelForCausalLM"
         module = "peft"
-    code = f"""from {module} import {name}
+    code = f"""from {module} import {loader}
 from transformers import AutoTokenizer
 
-folder = {json.dumps(str(folder))}  # this folder, or the name of its repository
+{place}
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = {name}.from_pretrained(folder)
+model = {loader}.from_pretrained(folder)
 inputs = tokenizer("Hello", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))"""
     return ["## Usage", fenced(code, "python")]

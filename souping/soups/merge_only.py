@@ -284,7 +284,13 @@ def _card(
         if recipe.id in text:
             return text
     folder = settings.out.resolve()
-    return soup_card(recipe_summary(recipe), settings.rebuild_command, folder, pool.base_repo)
+    return soup_card(
+        recipe_summary(recipe),
+        settings.rebuild_command,
+        folder,
+        pool.base_repo,
+        loader=pool.loader,
+    )
 
 
 Fp32Number = Annotated[float, Bounds(gt=-HUGE, lt=HUGE)]

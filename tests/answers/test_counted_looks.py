@@ -199,6 +199,12 @@ class TestClaims:
         found = today.as_first_shown(row, {"z": "f-c", "y": "f-b", "x": "f-a"}, renamed)
         assert found == Choices(best="x", top=("y", "x"), routes={"c w": "x", "c x": "y"})
 
+    def test_categories_with_the_same_prompts_keep_their_own_routes(self) -> None:
+        items = [replace(item, category=name) for name in "wx" for item in MANY[:4]]
+        first = Choices(best="a", routes={"w": "a", "x": "b"})
+        candidates = {"a": "f-a", "b": "f-b"}
+        assert first.as_first_shown(first.to_row(candidates, items), candidates, items) == first
+
     def test_a_difference_has_no_scale_of_its_weights(self) -> None:
         weights = np.array([1.0, 2.0, 5.0])
         a = np.array([1.0, 0.0, 1.0])

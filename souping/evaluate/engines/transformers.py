@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from souping.checkpoints.folder import has_weights
+from souping.checkpoints.folder import has_weights, read_model_config, side_files
 from souping.core.fields import component
 from souping.core.protocols import (
     LoadedModel,
     ModuleSettings,
 )
-from souping.core.text import first_line
+from souping.core.text import first_line, shown
 from souping.core.types import Item, T, TokenIds, UserError
 from souping.evaluate.engines.base import (
     Answer,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import (
         GenerationConfig,
         LogitsProcessorList,
+        PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
     )
@@ -357,9 +358,9 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-        kernels = {str(config._attn_implementation), str(config._experts_implementation)}
         # Such a name makes transformers fetch compiled code from the Hub and run it.
-        if not trust and any("/" in name for name in kernels):
+        kernels = [name for name in _kernels(config) if "/" in name]
+        if kernels and not trust:
             raise ValueError(
                 f"its config.json names kernels of the Hub, {kernels}, which is for trust_remote_code"
             )
@@ -387,6 +388,39 @@ def load_module(folder: Path, settings: ModuleSettings) -> PreTrainedModel:
         ) from error
     module.generation_config = _neutral(module)
     return module.eval().to(device)  # type: ignore[arg-type,no-any-return]  # wrapped in transformers
+
+
+def _kernels(config: PreTrainedConfig) -> Iterator[str]:
+    """Names of the kernels that a config asks for, also in the configs of its parts (texts, images, sound)."""
+    yield str(config._attn_implementation)
+    yield str(config._experts_implementation)
+    for key in config.sub_configs:
+        part = getattr(config, key, None)
+        if part is not None:
+            yield from _kernels(part)
+
+
+def check_reads_text(folder: Path) -> None:
+    """Refuse a vision-language or speech model that transformers does not load as a model of texts alone (UserError).
+
+    Code that a model brings (`auto_map`) is not asked.
+    """
+    config = read_model_config(folder)
+    parts = {"vision_config", "audio_config"} & config.keys()
+    processors = [name for name in side_files(folder) if name.endswith("processor_config.json")]
+    if "auto_map" in config or not (parts or processors):
+        return
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.get("is_encoder_decoder"):
+        known = modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    kind = config.get("model_type")
+    if kind not in known:
+        raise UserError(
+            f"{folder} is a vision-language or speech model ({shown(str(kind))}), which this evaluator cannot load: "
+            "use evaluator=command, with a script of yours or with lm_eval's hf-multimodal or vllm-vlm"
+        )
 
 
 def _load_error(error: Exception) -> str:

@@ -341,7 +341,7 @@ def _load(
     """
     if getattr(task, "MULTIMODAL", False):
         raise UserError(
-            f"evaluator.tasks: {name} needs images or sound, which souping does not give a model"
+            f"evaluator.tasks: {name} needs images or sound: run lm_eval --model hf-multimodal by evaluator=command"
         )
     unsafe = getattr(task, "UNSAFE_CODE", False)
     if unsafe and not evaluator.confirm_run_unsafe_code:
