@@ -441,3 +441,9 @@ def test_an_algorithm_that_fits_a_meta_model_runs_with_every_numpy() -> None:
     optimiser = Nevergrad(algorithm="MetaModel", max_trials=40)
     weights, _ = run_search(optimiser, seed=1)
     assert len(weights) == 40
+
+
+def test_every_other_window_from_the_longest_down_to_3_falls_with_the_square_root() -> None:
+    for size, expected in ((8, [8, 6, 4]), (7, [7, 5, 3]), (4, [4]), (3, [3]), (2, [])):
+        lengths = [window.length for window in windows(size) if window.kind == "minus_sqrt"]
+        assert lengths == expected
