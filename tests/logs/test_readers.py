@@ -306,8 +306,8 @@ class TestInspect:
         metrics = read.tasks["sums"].metrics
         assert set(metrics) == {"match", "includes", "match/a"}
         answers = {}
-        for name, metric in metrics.items():
-            for answer in metric.answers:
+        for name, logged in metrics.items():
+            for answer in logged.answers:
                 answers[name, answer.item.partition(" ")[0], answer.repeat] = answer
 
         def of(sample: EvalSample, metric: str) -> LoggedAnswer:

@@ -207,7 +207,7 @@ def test_many_single_groups_are_signed_by_the_byte() -> None:
 def test_the_p_value_is_that_of_the_groups_that_differ_alone(losses: int) -> None:
     """Sixty groups of other sizes are too many patterns to count, but have no sign: T is 0 in none of them."""
     sizes = np.concatenate([np.ones(12, int), np.arange(1, 61)])
-    deltas = np.repeat(np.arange(72) < 12, sizes) * 1.0
+    deltas = np.repeat(np.arange(72) < 12, sizes).astype(float)
     deltas[:losses] = -1.0
     scores = design(deltas, 0 * deltas.astype(int), np.repeat(np.arange(72), sizes), np.ones(1))
     reach = flip_reach(scores, draws=199)

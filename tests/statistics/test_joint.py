@@ -116,7 +116,7 @@ def test_missing_answers_of_one_category_are_right_and_wrong_for_the_family() ->
     missing = {"a": np.arange(70) < 3, "b": (np.arange(70) >= 5) & (np.arange(70) < 7)}
     wrong = {name: (right & ~missing[name]).astype(float) for name, right in counted.items()}
     right = {name: (right | missing[name]).astype(float) for name, right in counted.items()}
-    answers = {name: Answers.of(wrong[name], missing[name]) for name in "ab"}
+    answers = {name: Answers.of(wrong[name], missing[name].astype(float)) for name in "ab"}
     found = compare_in_categories([(ScoreTable.of(items, answers), "a", "b")], FIRST_LOOK)
     corners = []
     for a, b in ((wrong, wrong), (wrong, right), (right, wrong)):

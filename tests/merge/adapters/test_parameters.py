@@ -234,7 +234,6 @@ def third_pair(tensors: Tensors) -> None:
         (dict, {"use_dora": True}),
         (dict, {"lora_bias": True}),
     ],
-    ids=str,
 )
 def test_factors_that_do_not_fit_are_refused_in_one_line(
     change: Callable[[Tensors], None],
