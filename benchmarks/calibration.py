@@ -27,7 +27,7 @@ from souping.comparison.pooled import pool
 from souping.comparison.several import joint_tests
 from souping.logs.match import MatchedMetric
 from souping.statistics.comparison import contrast
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level
 from souping.statistics.power import detectable
 from souping.statistics.score_table import ScoreTable
 

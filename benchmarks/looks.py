@@ -42,7 +42,7 @@ from souping.runs.evidence import KnownScores
 from souping.runs.held_out import HeldOutItems
 from souping.runs.steps import Stage
 from souping.statistics.comparison import contrast
-from souping.statistics.look_penalty import ALPHA, Level, penalty
+from souping.statistics.corrections import ALPHA, Level, penalty
 from souping.statistics.score_table import ItemTable, ScoreTable
 
 LEVEL = 0.0375

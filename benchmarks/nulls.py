@@ -25,10 +25,10 @@ import numpy as np
 from souping.core.unit import MARGIN
 from souping.statistics import score_table as tables
 from souping.statistics.comparison import contrast, paired_intervals
+from souping.statistics.corrections import ALPHA, penalty
 from souping.statistics.flips import flip_reach
 from souping.statistics.grouped import design
 from souping.statistics.intervals import objective_interval, rate
-from souping.statistics.look_penalty import ALPHA, penalty
 from souping.statistics.score_table import ItemTable, ModelScores
 
 DRAWS = 999

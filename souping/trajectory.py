@@ -34,7 +34,7 @@ from souping.core.reading import to_json
 from souping.core.text import first_line, shown
 from souping.core.types import EMA_KEY, Candidate, JsonObject, UserError, Weights
 from souping.search.windows import shuffled
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level
 
 TRAINERS_OWN = [trainer.average for trainer in TRAINERS if trainer.average]
 BESIDE = re.compile(

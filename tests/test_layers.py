@@ -205,7 +205,7 @@ def test_a_planted_use_is_found(line: str) -> None:
 
 def test_p_values_are_corrected_inside_statistics() -> None:
     """Elsewhere what a look costs is only told in words."""
-    used = uses(package_trees(), "souping.statistics.look_penalty", ("penalty",))
+    used = uses(package_trees(), "souping.statistics.corrections", ("penalty",))
     assert used.keys() == {"souping.answers.claims", "souping.comparison.counted_claims"}
 
 

@@ -46,7 +46,7 @@ from souping.report.content import Matrix, MaybeFloat, MaybeInt
 from souping.report.format import clean, count, in_words, rho, short
 from souping.report.plots import Drawing, canvas, heat_panel
 from souping.report.tables import around
-from souping.statistics.look_penalty import Z95
+from souping.statistics.corrections import Z95
 
 CONSISTENCY_SALT = 0xC025
 # Bootstrap draws for the intervals, and simulated populations of a null that draws.

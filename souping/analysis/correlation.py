@@ -31,9 +31,9 @@ from souping.core.types import (
     frozen,
 )
 from souping.statistics.bootstrap_t import resample
+from souping.statistics.corrections import Z95
 from souping.statistics.flips import distinct
 from souping.statistics.grouped import design
-from souping.statistics.look_penalty import Z95
 from souping.statistics.score_table import group_numbers
 
 # A column whose range is below this share of its largest value is constant: only rounding tells its

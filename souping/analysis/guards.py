@@ -37,8 +37,7 @@ from souping.report.content import MaybeFloat, MaybeInt
 from souping.report.format import clean, count, share
 from souping.statistics.bootstrap_t import NORMAL
 from souping.statistics.comparison import Comparison, contrast
-from souping.statistics.corrections import release
-from souping.statistics.look_penalty import ALPHA, Level
+from souping.statistics.corrections import ALPHA, Level, release
 from souping.statistics.power import DISCORDANCE, POWER, pair_variance
 from souping.statistics.score_table import ScoreTable, group_numbers, one_category
 

@@ -27,7 +27,7 @@ from souping.report.content import (
 )
 from souping.search.windows import windows
 from souping.statistics.comparison import Comparison, contrast
-from souping.statistics.look_penalty import FIRST_LOOK, Level
+from souping.statistics.corrections import FIRST_LOOK, Level
 from souping.statistics.score_table import Answers, ItemTable, ScoreTable
 
 SOUP_AVERAGE = "average"

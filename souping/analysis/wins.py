@@ -46,8 +46,8 @@ from souping.report.cells import Section, TableCell, TableGrid, grid
 from souping.report.content import MaybeFloat, MaybeInt, NamedNumbers
 from souping.report.format import clean, count, in_words, percent
 from souping.report.plots import COLOURS, INK, Drawing, canvas, figure
+from souping.statistics.corrections import Z95
 from souping.statistics.intervals import rate
-from souping.statistics.look_penalty import Z95
 from souping.statistics.score_table import ModelScores, group_numbers, one_category
 
 # ------------------------------------------------------------ over ingredients, by category

@@ -11,7 +11,7 @@ from souping.core.protocols import Evaluator, Objective
 from souping.core.types import FloatArray, Item, Json, Recipe, digest
 from souping.evaluate.benchmark import ENOUGH_ITEMS
 from souping.statistics.bootstrap_t import NORMAL
-from souping.statistics.look_penalty import Level, penalty
+from souping.statistics.corrections import Level, penalty
 
 REMEASURING = {
     "batch_size",

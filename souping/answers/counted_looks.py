@@ -33,7 +33,7 @@ from souping.answers.claims import (
 from souping.answers.store import Mixture, Store, parts_of, row_number
 from souping.core.protocols import Objective
 from souping.core.types import FloatArray, Item, Recipe, digest
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level
 
 DEEP = 20
 """Levels of soups of soups that are followed. An edited recipe.json may contain itself."""

@@ -35,8 +35,8 @@ from souping.statistics.comparison import (
     runs_differ,
     split_variance,
 )
+from souping.statistics.corrections import Level
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.look_penalty import Level
 from souping.statistics.score_table import WARN_LOST, ScoreTable
 
 AVERAGES = ("task", "item", "leaf", "bfcl")

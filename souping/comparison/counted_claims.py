@@ -19,7 +19,7 @@ from souping.core.text import listed
 from souping.core.types import Json, UserError, digest, frozen
 from souping.logs.match import Matched, MatchedMetric
 from souping.logs.records import Log
-from souping.statistics.look_penalty import Level, penalty
+from souping.statistics.corrections import Level, penalty
 from souping.statistics.score_table import ItemTable
 
 if TYPE_CHECKING:

@@ -30,9 +30,8 @@ from souping.statistics.comparison import (
     contrast_at,
     split_variance,
 )
-from souping.statistics.corrections import step_down
+from souping.statistics.corrections import Level, step_down
 from souping.statistics.joint import compare_jointly
-from souping.statistics.look_penalty import Level
 from souping.statistics.power import RunPower
 from souping.statistics.score_table import MOST_LOST
 

@@ -10,9 +10,9 @@ from itertools import combinations
 
 from souping.core.types import Names
 from souping.statistics.comparison import contrast
+from souping.statistics.corrections import Level
 from souping.statistics.flips import SIGN_DRAWS, draws_for
 from souping.statistics.joint import JointFlips
-from souping.statistics.look_penalty import Level
 from souping.statistics.score_table import ScoreTable
 
 

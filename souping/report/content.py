@@ -17,8 +17,8 @@ from souping.core.unit import POINTS, Unit
 from souping.core.weight_similarity import PoolSimilarity
 from souping.report.recipe import RecipeSummary
 from souping.statistics.comparison import Comparison
+from souping.statistics.corrections import Level
 from souping.statistics.intervals import Interval
-from souping.statistics.look_penalty import Level
 
 SCHEMA = 1
 """Version of the keys of report.json."""

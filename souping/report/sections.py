@@ -260,7 +260,7 @@ def _secondary(report: Report) -> list[RowDifference]:
     if not _measured(report) or report.dry_run:
         return []
     # Imported late: a soup's card has no comparisons, and needs no statistics.
-    from souping.statistics.look_penalty import ALPHA
+    from souping.statistics.corrections import ALPHA
 
     pairs: dict[str, RowDifference] = {}
     for pair in report.comparisons or ():

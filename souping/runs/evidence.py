@@ -34,10 +34,9 @@ from souping.runs.steps import Steps
 from souping.runs.verdict import verdict
 from souping.search.loop import SearchResult
 from souping.statistics.comparison import Comparison, answer_variance, contrast, same_model
-from souping.statistics.corrections import holm
+from souping.statistics.corrections import ALPHA, FIRST_LOOK, Level, holm
 from souping.statistics.intervals import objective_interval, rate
 from souping.statistics.joint import compare_in_categories, picked_tests
-from souping.statistics.look_penalty import ALPHA, FIRST_LOOK, Level
 from souping.statistics.score_table import MOST_LOST, WARN_LOST, ItemTable, ModelScores, ScoreTable
 
 SEE_WHY = (

@@ -10,8 +10,8 @@ from souping.core.types import ItemScores, Split
 from souping.core.unit import Estimate, Unit
 from souping.report.content import ExpectedCheck, ExpectedSummary
 from souping.runs.settings import Expectation
+from souping.statistics.corrections import Z95
 from souping.statistics.intervals import objective_interval, rate
-from souping.statistics.look_penalty import Z95
 from souping.statistics.score_table import ItemTable, ModelScores
 
 FALSE_ALARM = 0.01

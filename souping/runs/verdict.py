@@ -14,8 +14,8 @@ from souping.report.content import MoreAnswersSummary, PowerSummary
 from souping.report.sections import more_in_words
 from souping.runs.settings import RunSettings
 from souping.statistics.comparison import Comparison, better_than_every
+from souping.statistics.corrections import ALPHA
 from souping.statistics.grouped import ZERO_DIFFERENCE
-from souping.statistics.look_penalty import ALPHA
 from souping.statistics.power import (
     DISCORDANCE,
     MoreAnswers,

@@ -16,9 +16,9 @@ import numpy as np
 from souping.core.types import FloatArray, frozen
 from souping.core.unit import Estimate
 from souping.statistics.bootstrap_t import bootstrap_reach
+from souping.statistics.corrections import ALPHA, FIRST_LOOK, Level
 from souping.statistics.flips import SIGN_DRAWS, TEST, draws_for, flip_reach
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
-from souping.statistics.look_penalty import ALPHA, FIRST_LOOK, Level
 from souping.statistics.nested import BanerjeeReach, NestedIntervals
 from souping.statistics.score_table import ItemTable, Paired, ScoreTable
 

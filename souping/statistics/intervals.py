@@ -15,8 +15,8 @@ import numpy as np
 from souping.core.types import FloatArray, frozen
 from souping.core.unit import Estimate
 from souping.statistics.bootstrap_t import BOOTSTRAP_DRAWS, NORMAL, bootstrap_reach
+from souping.statistics.corrections import Z95
 from souping.statistics.grouped import GroupedScores
-from souping.statistics.look_penalty import Z95
 from souping.statistics.score_table import ModelScores
 
 # Tail on either side of a 95 % interval.

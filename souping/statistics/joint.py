@@ -18,10 +18,9 @@ import numpy as np
 from souping.core.types import FloatArray, IntArray, frozen
 from souping.statistics.bootstrap_t import NORMAL, bootstrap_reach
 from souping.statistics.comparison import Comparison, bounded, comparison_of
-from souping.statistics.corrections import step_down
+from souping.statistics.corrections import Level, step_down
 from souping.statistics.flips import SIGN_DRAWS, distinct, drawn_sums, draws_for, studentised
 from souping.statistics.grouped import ZERO_DIFFERENCE, GroupedScores
-from souping.statistics.look_penalty import Level
 from souping.statistics.nested import NestedIntervals, Reach
 from souping.statistics.score_table import ItemTable, Paired, ScoreTable, without_rounding
 

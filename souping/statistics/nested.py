@@ -25,8 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from souping.core.types import FloatArray, frozen
+from souping.statistics.corrections import ALPHA, Z95
 from souping.statistics.grouped import FLAT_VARIANCE, ZERO_DIFFERENCE, GroupedScores
-from souping.statistics.look_penalty import ALPHA, Z95
 
 # Lowest p-value: further out, quantiles of Student's t overflow. Halvings of the logarithm by which
 # one is found to the last bit.

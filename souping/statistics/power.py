@@ -24,8 +24,8 @@ from souping.statistics.comparison import (
     answer_variance,
     split_variance,
 )
+from souping.statistics.corrections import ALPHA
 from souping.statistics.grouped import GroupedScores
-from souping.statistics.look_penalty import ALPHA
 from souping.statistics.score_table import ItemTable, ScoreTable
 
 POWER = 0.8

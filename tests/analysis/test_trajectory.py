@@ -23,7 +23,7 @@ from souping.core.unit import POINTS
 from souping.report.content import LookDifference
 from souping.search.windows import windows
 from souping.statistics.comparison import contrast
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level
 from souping.statistics.score_table import ItemTable, ScoreTable
 
 ITEMS = tuple(

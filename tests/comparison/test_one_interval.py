@@ -16,7 +16,7 @@ from souping.core.types import Item
 from souping.core.unit import POINTS
 from souping.runs.evidence import Pair, by_category
 from souping.statistics import bootstrap_t, comparison, joint
-from souping.statistics.look_penalty import ALPHA, Level
+from souping.statistics.corrections import ALPHA, Level
 from souping.statistics.score_table import Answers, ItemTable, ScoreTable
 from tests.support.logs import Frame
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 import souping
 from souping.comparison.several import best_models, flips_of, joint_tests
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level
 from tests.comparison.worlds import metric, pooled
 from tests.conftest import ROOT
 from tests.support.logs import Frame

@@ -18,7 +18,7 @@ from souping.core.unit import POINTS, Estimate
 from souping.report.content import MoreAnswersSummary, Report, Router, UpperBound
 from souping.runs.verdict import Verdict, power_in_words, power_summary, verdict
 from souping.statistics.comparison import Comparison
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level
 from souping.statistics.power import MoreAnswers, Power
 
 CANDIDATES = ("ace", "bit", "cow")

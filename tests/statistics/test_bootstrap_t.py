@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from souping.statistics.bootstrap_t import BootstrapReach, bootstrap_reach
+from souping.statistics.corrections import ALPHA
 from souping.statistics.grouped import design
-from souping.statistics.look_penalty import ALPHA
 
 
 @pytest.mark.parametrize("seed", range(6))

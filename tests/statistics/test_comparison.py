@@ -13,10 +13,9 @@ from souping.core.types import FloatArray, IntArray
 from souping.core.unit import Estimate
 from souping.statistics import flips as module
 from souping.statistics.comparison import Comparison, better_than_every
-from souping.statistics.corrections import holm
+from souping.statistics.corrections import FIRST_LOOK, Level, holm, penalty
 from souping.statistics.flips import INTERVAL_SALT, drawn_sums
 from souping.statistics.grouped import design
-from souping.statistics.look_penalty import FIRST_LOOK, Level, penalty
 from souping.statistics.power import items_for
 from tests.support.flips import compare, sign_flip
 

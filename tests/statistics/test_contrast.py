@@ -15,8 +15,8 @@ from souping.core.types import UserError
 from souping.logs.match import MatchedMetric
 from souping.logs.records import Group
 from souping.statistics.comparison import Comparison, contrast, contrast_at, split_variance
+from souping.statistics.corrections import Level
 from souping.statistics.joint import JointFlips
-from souping.statistics.look_penalty import Level
 from souping.statistics.power import detectable
 from souping.statistics.score_table import Answers, ScoreTable, one_category
 from tests.comparison.worlds import matched, metric, pooled

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, strategies as st
 
-from souping.statistics.corrections import holm, release, step_down
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level, holm, release, step_down
 
 ALPHA = 0.05
 P_VALUES = st.lists(st.floats(0.0, 0.2), max_size=8)

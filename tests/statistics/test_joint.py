@@ -8,13 +8,13 @@ from scipy import stats
 
 from souping.comparison.several import joint_tests
 from souping.statistics.comparison import contrast
+from souping.statistics.corrections import FIRST_LOOK
 from souping.statistics.joint import (
     JointFlips,
     compare_in_categories,
     critical_value,
     equivalent_tests,
 )
-from souping.statistics.look_penalty import FIRST_LOOK
 from souping.statistics.score_table import Answers, ItemTable, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 

@@ -14,7 +14,7 @@ from souping.statistics.comparison import (
     runs_differ,
     split_variance,
 )
-from souping.statistics.look_penalty import Level
+from souping.statistics.corrections import Level
 from souping.statistics.nested import NestedIntervals
 from souping.statistics.score_table import ItemTable, Paired, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled

@@ -10,8 +10,8 @@ from scipy.special import ndtri
 
 from souping.core.scores import Mean, Weighted
 from souping.core.types import FloatArray, Item, ItemScores, ScoreMatrix
+from souping.statistics.corrections import ALPHA
 from souping.statistics.grouped import design
-from souping.statistics.look_penalty import ALPHA
 from souping.statistics.power import Power, measured_power, power_of
 from souping.statistics.score_table import ItemTable
 from tests.conftest import ROOT, make_items

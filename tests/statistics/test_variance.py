@@ -25,6 +25,7 @@ from souping.statistics.comparison import (
     same_model,
     split_variance,
 )
+from souping.statistics.corrections import FIRST_LOOK, Level
 from souping.statistics.joint import (
     JointFlips,
     MaxTReach,
@@ -32,7 +33,6 @@ from souping.statistics.joint import (
     equivalent_tests,
     picked_tests,
 )
-from souping.statistics.look_penalty import FIRST_LOOK, Level
 from souping.statistics.nested import BanerjeeReach
 from souping.statistics.score_table import Answers, ItemTable, ScoreTable, one_category
 

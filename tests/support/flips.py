@@ -5,9 +5,9 @@ from __future__ import annotations
 from souping.core.types import FloatArray, IntArray
 from souping.statistics import comparison
 from souping.statistics.comparison import Comparison
+from souping.statistics.corrections import Level
 from souping.statistics.flips import SIGN_DRAWS, flip_reach
 from souping.statistics.grouped import GroupedScores
-from souping.statistics.look_penalty import Level
 from souping.statistics.score_table import ItemTable, ScoreTable
 
 

@@ -13,7 +13,7 @@ from souping.core.types import FloatArray, Item, ItemScores, Result, Trial
 from souping.core.unit import BITS_PER_BYTE
 from souping.report.content import TrajectoryResult
 from souping.search.windows import windows
-from souping.statistics.look_penalty import FIRST_LOOK
+from souping.statistics.corrections import FIRST_LOOK
 from souping.statistics.score_table import ItemTable
 from tests.conftest import recipe
 
