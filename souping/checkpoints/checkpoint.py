@@ -8,6 +8,7 @@ their pieces as they are read, as if they were one file. A file of `torch.save` 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from souping.checkpoints.folder import (
     read_model_config,
     read_weights,
     side_files,
+    unwrapped,
     weights_like,
 )
 from souping.checkpoints.header import BITS, FLOATS, ITEM, TORCH_NAMES, Tensor, check_name
@@ -189,6 +191,14 @@ class Checkpoint:
         """Float dtypes of the weights by torch's names, widest first, such as `bfloat16` or `float32+bfloat16`."""
         present = {tensor.soup_dtype for tensor in self.tensors.values()}
         return "+".join(name for name, tag in TORCH_NAMES.items() if tag in present)
+
+    @cached_property
+    def by_unwrapped_name(self) -> Mapping[str, list[Tensor]]:
+        """{name without the parts in which versions of transformers differ: tensors}"""
+        tensors = defaultdict[str, list[Tensor]](list)
+        for name, tensor in self.tensors.items():
+            tensors[unwrapped(name)].append(tensor)
+        return tensors
 
     @property
     def nbytes(self) -> int:

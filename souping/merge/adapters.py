@@ -15,13 +15,7 @@ from souping.checkpoints.end_tokens import GENERATION, eos_token_ids
 from souping.checkpoints.fingerprints import Cache, fingerprint_of
 from souping.checkpoints.header import TORCH_NAMES, inside, small
 from souping.checkpoints.hub import cached_name, parse_name
-from souping.checkpoints.lora import (
-    ADAPTER_WEIGHTS,
-    CONFIG,
-    FULL_MODEL,
-    Adapter,
-    is_adapter,
-)
+from souping.checkpoints.lora import ADAPTER_WEIGHTS, CONFIG, FULL_MODEL, Adapter, is_adapter
 from souping.checkpoints.views import Float32
 from souping.core.folders import staged
 from souping.core.protocols import AdapterShape
@@ -397,12 +391,13 @@ def _not_kept(changes: Changes) -> str:
     """Why a soup of all adapters cannot stay an adapter; empty if it can."""
     biased = any("lora_bias" in change.kinds for change in changes.values())
     # Factors have the names of wraps around a module, which count the parameters in it that are targeted.
-    wraps = set[tuple[str, str]]()
+    seen = set[str]()
     for change in changes.values():
         what = shown(change.site.parameter)
-        wraps.update((pair.module, pair.parameter) for _, pair, _ in change.pairs)
-        if not len(wraps) == len(dict(wraps)) == len({parameter for _, parameter in wraps}):
+        wraps = {pair.module for _, pair, _ in change.pairs}
+        if len(wraps) > 1 or wraps & seen:
             return f"adapters target other parameters beside {what}"
+        seen |= wraps
         if biased and any(pair.embedding or pair.target for _, pair, _ in change.pairs):
             return f"PEFT has no lora_bias for embeddings and parameters ({what})"
         if FULL_MODEL in change.kinds:

@@ -12,6 +12,7 @@ transformers fuses experts when it loads them, while many files have them one by
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -32,6 +33,8 @@ EXPERTS_IN_FILES = ("mlp.experts", "block_sparse_moe.experts")
 """What files call the module `mlp.experts`."""
 Parts = dict[str, FactorPair]
 """{module or targeted parameter: factors}"""
+Targets = dict[str, TargetedParameter]
+"""{name: parameter}"""
 
 
 def with_targets(base: Checkpoint, name: str, adapter: Adapter) -> Adapter:
@@ -42,9 +45,10 @@ def with_targets(base: Checkpoint, name: str, adapter: Adapter) -> Adapter:
     """
     if not adapter.settings.parameters:
         return adapter
+    targets = {module: _parameters(base, module, adapter.settings) for module in adapter.parts}
     ways = list[Parts]()
     for transposed in (False, True):
-        parts = _parts(base, adapter, transposed)
+        parts = _parts(adapter, targets, transposed)
         if parts and parts not in ways:
             ways.append(parts)
     if len(ways) != 1:
@@ -55,13 +59,16 @@ def with_targets(base: Checkpoint, name: str, adapter: Adapter) -> Adapter:
     return replace(adapter, parts=ways[0])
 
 
-def _parts(base: Checkpoint, adapter: Adapter, transposed: bool) -> Parts:
-    """All factors, with all experts `transposed` or none; empty if some do not fit so, or are missing."""
+def _parts(adapter: Adapter, targets: Mapping[str, Targets], transposed: bool) -> Parts:
+    """All factors, with all experts `transposed` or none; empty if some do not fit so, or are missing.
+
+    `targets` are {module: the parameters that its factors may be of}.
+    """
     settings = adapter.settings
     parts = Parts()
     wanted = set[str]()
     for module, pair in adapter.parts.items():
-        parameters = _parameters(base, module, settings)
+        parameters = targets[module]
         wanted |= parameters.keys()
         fitting = Parts() if parameters else {module: pair}
         for key, parameter in parameters.items():
@@ -81,12 +88,10 @@ def _parts(base: Checkpoint, adapter: Adapter, transposed: bool) -> Parts:
     return parts if wanted <= parts.keys() else {}
 
 
-def _parameters(
-    base: Checkpoint, module: str, settings: AdapterSettings
-) -> dict[str, TargetedParameter]:
+def _parameters(base: Checkpoint, module: str, settings: AdapterSettings) -> Targets:
     """The parameters in `target_parameters` that factors with the name of `module` may be of."""
     owner = re.sub(r"(\.base_layer)+$", "", module)
-    found = dict[str, TargetedParameter]()
+    found = Targets()
     for target in settings.parameters:
         name = f"{owner}.{target.rpartition('.')[2]}"
         parameter = _parameter(base, name) if f".{name}".endswith(f".{target}") else None

@@ -238,8 +238,7 @@ def named_tensor(base: Checkpoint, parameter: str) -> Tensor | None:
     if shorter in base.tensors and "." in shorter:
         matching.append(base.tensors[shorter])
     if not matching:
-        plain = unwrapped(parameter)
-        matching = [tensor for key, tensor in base.tensors.items() if unwrapped(key) == plain]
+        matching = base.by_unwrapped_name.get(unwrapped(parameter), [])
     return matching[0] if len(matching) == 1 else None
 
 

@@ -1,4 +1,4 @@
-"""Corrections of p-values: what a later look at the same items costs, and several tests (Holm's steps)."""
+"""What a claim costs: at a later look at the same items, and as one of several tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 
 Test = TypeVar("Test", bound=Hashable)
-
 ALPHA = 0.05
 # Normal quantile of a 95 % interval.
 Z95 = 1.959963984540054
@@ -67,6 +66,9 @@ class Level:
 
 
 FIRST_LOOK = Level()
+
+
+# ---------------------------------------------------------------- several tests
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

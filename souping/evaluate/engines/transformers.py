@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from souping.checkpoints.folder import has_weights, read_model_config, side_files
 from souping.core.fields import component
-from souping.core.protocols import (
-    LoadedModel,
-    ModuleSettings,
-)
+from souping.core.protocols import LoadedModel, ModuleSettings
 from souping.core.text import first_line, shown
 from souping.core.types import Item, T, TokenIds, UserError
 from souping.evaluate.engines.base import (
