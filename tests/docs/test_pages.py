@@ -70,7 +70,7 @@ LEFT_OUT = {
     "score     evaluate every candidate": "no output",
     # docs/your-models.md
     'souping check "pool.candidates=$MODELS" benchmark.path=hf://': HUB,
-    "souping evaluator=command pool.candidates": "needs vision-language models; tests/soups/test_multimodal.py has some",
+    "souping evaluator=command pool.candidates": "tests/soups/test_multimodal.py has models for it",
     # docs/paper.md
     "souping +experiment=bfcl_8b": GPU,
 }
