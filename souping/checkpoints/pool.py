@@ -16,7 +16,7 @@ from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.lora import is_adapter, open_model, read_settings
 from souping.core.fields import component
-from souping.core.files import expanded, near_folder
+from souping.core.files import expanded, folder_at, near_folder
 from souping.core.protocols import Objective
 from souping.core.text import first_line
 from souping.core.types import (
@@ -304,4 +304,6 @@ def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:
     settings = read_settings(Path(first.path))
     if merge_base or not settings.base:
         return merge_base or None
+    if folder_at(settings.base) is not None:
+        return settings.base
     return f"{settings.base}@{settings.revision or 'main'}"

@@ -452,8 +452,11 @@ class Hosting:
         return ModuleSettings()
 
     def check_adapters(self, shape: AdapterShape) -> None:
-        """Refuse soups that stay adapters of this shape, if the engine cannot serve them (UserError)."""
-        return None
+        """Refuse soups that stay adapters of this shape, if the engine or server cannot take them (UserError)."""
+        if self.model_form == "folder":
+            raise UserError(
+                "soups stay adapters, and are evaluated as full models: set merge.adapters=merge"
+            )
 
     @property
     def engine_version(self) -> str:

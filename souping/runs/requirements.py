@@ -228,6 +228,9 @@ def _needs_gpu(hosting: Hosting, machine: Machine) -> bool:
     """Whether the loaded model, or the server of it, takes memory of a GPU."""
     if hosting.host is None:
         return on_gpu(hosting, machine)
+    # A server of others has its memory already.
+    if hosting.host.url is not None:
+        return False
     return bool(machine.gpus or hosting.host.gpus)
 
 
@@ -238,7 +241,7 @@ def _in_memory(evaluator: Evaluator, models: Sequence[ModelSize], machine: Machi
     if host is None:
         return largest_bytes(models, hosting.module_settings().dtype)
     # vLLM and servers load shard by shard; without a GPU a server keeps the whole model.
-    if hosting.model_form != "module" and machine.gpus:
+    if host.url is not None or (hosting.model_form != "module" and machine.gpus):
         return 0
     return largest_bytes(models, host.dtype)
 

@@ -14,6 +14,7 @@ from souping.checkpoints.folder import has_weights
 from souping.core.folders import LOCK_FILE, hold_folder, remove_abandoned
 from souping.core.protocols import (
     Evaluator,
+    Hosting,
     LoadedModel,
     ModuleSettings,
     SoupAdapter,
@@ -43,14 +44,15 @@ class SoupServer:
 
     def serve(self, evaluator: Evaluator, recipe: Recipe) -> LoadedModel:
         """A soup in the form that an evaluator takes. The soup before it can no longer be used."""
-        settings = evaluator.hosting.module_settings()
-        model = LoadedSoup(self._pool, self._module, self._scratch, self._weights, settings, recipe)
-        form = evaluator.hosting.model_form
+        hosting = evaluator.hosting
+        model = LoadedSoup(self._pool, self._module, self._scratch, self._weights, hosting, recipe)
+        form = hosting.model_form
         # The soup is made here, by reading the property, and not on demand: evaluation is timed without it. Chunks are
         # made as they are taken.
         if form == "module":
             _ = model.module
-        elif form == "chunks" and self._pool.adapter_shape:
+        # What takes none was refused (`check_adapters`).
+        elif self._pool.adapter_shape:
             _ = model.adapter
         # A candidate has no chunks (`stream`): it is loaded from its folder.
         elif form == "folder" or model.stream is None:
@@ -74,7 +76,7 @@ class LoadedSoup(LoadedModel):
         module: SharedModule,
         scratch: ScratchFolder,
         weights: LoadedWeights,
-        settings: ModuleSettings,
+        hosting: Hosting,
         recipe: Recipe,
     ) -> None:
         self.soup = recipe.fingerprint
@@ -83,7 +85,8 @@ class LoadedSoup(LoadedModel):
         self._module = module
         self._scratch = scratch
         self._weights = weights
-        self._settings = settings
+        self._hosting = hosting
+        self._settings = hosting.module_settings()
         self._recipe = recipe
 
     @cached_property
@@ -115,7 +118,12 @@ class LoadedSoup(LoadedModel):
         shape = self._pool.adapter_shape
         if shape is None:
             return None
-        return SoupAdapter(folder=self._scratch.write(self._recipe, self._pool.write), shape=shape)
+        place = None
+        if self._hosting.host is not None and self._hosting.host.url is not None:
+            # Memory of this machine may be hidden from a server in a container, or on another machine.
+            place = Path(tempfile.gettempdir())
+        write = partial(write_adapter, self._pool)
+        return SoupAdapter(folder=self._scratch.write(self._recipe, write, place), shape=shape)
 
     @property
     def ingredient_folder(self) -> Path | None:
@@ -131,7 +139,7 @@ class LoadedSoup(LoadedModel):
         if half is None or self._recipe.weights != (1.0,):
             return None
         return LoadedSoup(
-            self._pool, self._module, self._scratch, self._weights, self._settings, half
+            self._pool, self._module, self._scratch, self._weights, self._hosting, half
         )
 
     def check_weights(self, samples: WeightSamples) -> None:
@@ -220,42 +228,44 @@ class ScratchFolder:
 
     def __init__(self, pool: CandidatePool) -> None:
         self._pool = pool
-        # The temporary folder, the lock by which other processes leave it alone, and its soup's fingerprint.
+        # The temporary folder, the lock by which other processes leave it alone, and its soup's fingerprint and place.
         self._root: Path | None = None
         self._lock: IO[str] | None = None
-        self._soup = ""
+        self._soup: tuple[str, Path | None] = ("", None)
 
-    def write(self, recipe: Recipe, write: WriteSoup | None = None) -> Path:
+    def write(
+        self, recipe: Recipe, write: WriteSoup | None = None, place: Path | None = None
+    ) -> Path:
         """The soup's folder: a temporary one, or a candidate's own if its generation_config holds nothing but ids.
 
-        `write` writes the folder, by default as evaluators need it (`write_soup`).
+        `write` writes the folder, by default as evaluators need it (`write_soup`); `place` is where the folder has to
+        be.
         """
         from souping.evaluate.templates import generation_overrides
 
-        if self._root is not None and self._soup == recipe.fingerprint:
+        if self._root is not None and self._soup == (recipe.fingerprint, place):
             return self._root / recipe.id
         candidate = self._pool.candidate_folder(recipe)
         if candidate is not None and not generation_overrides(candidate):
             return candidate
         # A candidate is written as links.
         size = self._pool.soup_bytes if candidate is None else 0
-        folder = self._make_root(size) / recipe.id
+        folder = self._make_root(size, place or scratch_place(size)) / recipe.id
         (write or partial(write_soup, self._pool))(recipe, folder)
-        self._soup = recipe.fingerprint
+        self._soup = (recipe.fingerprint, place)
         return folder
 
-    def _make_root(self, size: int) -> Path:
-        """A new temporary folder for a soup of `size` bytes; the one before it is removed.
+    def _make_root(self, size: int, place: Path) -> Path:
+        """A new temporary folder for a soup of `size` bytes in `place`; the one before it is removed.
 
         Raises:
             UserError: there is no space.
         """
         self.close()
         # What killed runs left.
-        for place in (SHARED_MEMORY, Path(tempfile.gettempdir())):
-            locks = place.glob(f"{STORED_SOUP_PREFIX}*/{LOCK_FILE}")
+        for parent in (SHARED_MEMORY, Path(tempfile.gettempdir())):
+            locks = parent.glob(f"{STORED_SOUP_PREFIX}*/{LOCK_FILE}")
             remove_abandoned(lock.parent for lock in locks)
-        place = scratch_place(size)
         check_space(place, size)
         self._root = Path(tempfile.mkdtemp(prefix=STORED_SOUP_PREFIX, dir=place))
         self._lock = hold_folder(self._root)
@@ -269,7 +279,13 @@ class ScratchFolder:
             self._lock.close()
         self._root = None
         self._lock = None
-        self._soup = ""
+        self._soup = ("", None)
+
+
+def write_adapter(pool: CandidatePool, recipe: Recipe, folder: Path) -> None:
+    """Write a soup as an adapter, with the config of its base, from which evaluators read the length of the context."""
+    pool.write(recipe, folder)
+    shutil.copyfile(pool.architecture_folder / "config.json", folder / "config.json")
 
 
 def write_soup(pool: CandidatePool, recipe: Recipe, folder: Path) -> None:

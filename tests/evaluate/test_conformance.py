@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from souping.testing import check_evaluator
 from tests.support import lm_eval_tasks
 from tests.support.evaluators import DeadServer, bfcl_place, bfcl_runner
 from tests.support.live import live
-from tests.support.models import own_items
+from tests.support.models import HeldModel, own_items
 from tests.support.texts import texts
 
 MODELS = ("tuned_python", "tuned_java")
@@ -42,7 +41,7 @@ class Row:
 def served(evaluator: Evaluator, name: str) -> Any:
     folder = demo.path(name)
     if evaluator.hosting.model_form == "folder":
-        return SimpleNamespace(folder=folder, eos_token_ids=())
+        return HeldModel(folder=Path(folder))
     return live(folder, evaluator.hosting.module_settings())
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from safetensors.torch import load_file
 
-from souping.core.protocols import ModelHost, WeightSamples, WeightStream
+from souping.core.protocols import AdapterShape, ModelHost, WeightSamples, WeightStream
 from souping.core.types import Json, Missing
 from souping.evaluate.bfcl import BFCL_EVAL_VERSION, Environment
 from souping.evaluate.servers.choices import RunningServer, Server
@@ -128,15 +128,20 @@ class DeadServer(Server):
     def command(self, folder: Path, port: int) -> list[str]:
         return []
 
-    def load_into(self, address: str, folder: Path) -> RunningServer:
+    def load_into(
+        self, address: str, folder: Path, shape: AdapterShape | None = None
+    ) -> RunningServer:
         raise AssertionError
 
-    def start(self, folder: Path, name: str) -> RunningServer:
+    def start(self, folder: Path, name: str, shape: AdapterShape | None = None) -> RunningServer:
         return RunningServer(url="http://127.0.0.1:9/v1", model=name)
 
 
-def bfcl_place(place: Path, count: int = 6) -> Path:
-    """A minimal environment that holds data files of BFCL's shape, `count` items in simple_python."""
+def bfcl_place(place: Path, count: int = 6, apart: bool = False) -> Path:
+    """A minimal environment that holds data files of BFCL's shape, `count` items in simple_python, all of one group.
+
+    With `apart`, each item has a function of its own, so is a group of its own.
+    """
     package = place / "lib" / "python3.11" / "site-packages" / "bfcl_eval"
     package.with_name(f"bfcl_eval-{BFCL_EVAL_VERSION}.dist-info").mkdir(parents=True)
     answers = package / "data" / "possible_answer"
@@ -145,14 +150,15 @@ def bfcl_place(place: Path, count: int = 6) -> Path:
     (package / "constants" / "model_config.py").write_text("local_inference_model_map = {}\n")
     for name in (*SINGLE_TURN, *MULTI_TURN):
         (package / "data" / f"BFCL_v4_{name}.json").write_text("")
-    document = {"name": "add", "parameters": {"type": "dict", "properties": {}, "required": []}}
+    parameters = {"type": "dict", "properties": {}, "required": []}
+    names = [f"add_{i}" if apart else "add" for i in range(count)]
     rows = [
         {
             "id": f"simple_python_{i}",
             "question": [[{"role": "user", "content": f"add {i}"}]],
-            "function": [document],
+            "function": [{"name": name, "parameters": parameters}],
         }
-        for i in range(count)
+        for i, name in enumerate(names)
     ]
     truth = [{"id": row["id"], "ground_truth": [{"add": {}}]} for row in rows]
     _lines(package / "data" / "BFCL_v4_simple_python.json", rows)

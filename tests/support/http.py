@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -63,3 +64,69 @@ def serving() -> Iterator[FakeServer]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+class LoraServer:
+    """Stands where `vllm serve BASE --enable-lora` would: its routes for models and adapters, in vLLM 0.32.0's words.
+
+    Without `allowed` there are no such routes, as without VLLM_ALLOW_RUNTIME_LORA_UPDATING. `sees` is the folder below
+    which it finds adapters. `changes` has other answers, by path.
+    """
+
+    def __init__(self, server: FakeServer, base: Path) -> None:
+        self.url = server.url
+        self.base = str(base)
+        self.allowed = True
+        self.max_rank = 16
+        self.sees = Path("/")
+        self.changes: dict[str, Callable[[Handler, Any], object]] = {}
+        self.adapters: dict[str, str] = {}
+        self.lists = True
+        # (name, what its folder holds) of every adapter that was ever loaded, and the model of each completion.
+        self.loaded: list[tuple[str, set[str]]] = []
+        self.answered: list[str] = []
+
+    def answer(self, handler: Handler, body: Any) -> None:
+        path = handler.path.removeprefix("/v1")
+        if path in self.changes:
+            self.changes[path](handler, body)
+        elif path == "/models":
+            cards = [{"id": self.base, "root": self.base, "parent": None}]
+            for name, place in self.adapters.items():
+                cards.append({"id": name, "root": place, "parent": self.base})
+            handler.say({"object": "list", "data": cards[: None if self.lists else 1]})
+        elif path == "/completions" and body["model"] in (self.base, *self.adapters):
+            self.answered.append(body["model"])
+            handler.say({"choices": [{"text": "[f()]"}]})
+        elif path == "/completions":
+            _error(handler, 404, f"The model `{body['model']}` does not exist.")
+        elif path == "/load_lora_adapter" and self.allowed:
+            self._load(handler, body["lora_name"], body["lora_path"])
+        elif path == "/unload_lora_adapter" and self.allowed:
+            self._unload(handler, body["lora_name"])
+        else:
+            handler.say({"detail": "Not Found"}, 404)
+
+    def _load(self, handler: Handler, name: str, place: str) -> None:
+        config = Path(place) / "adapter_config.json"
+        if name in self.adapters:
+            return _error(handler, 400, f"The lora adapter '{name}' has already been loaded.")
+        if not config.is_relative_to(self.sees) or not config.is_file():
+            message = f"Loading lora {name} failed: No adapter found for {place}"
+            return _error(handler, 404, message)
+        rank = json.loads(config.read_text())["r"]
+        if rank > self.max_rank:
+            message = f"LoRA rank {rank} is greater than max_lora_rank {self.max_rank}."
+            return _error(handler, 500, message)
+        self.adapters[name] = place
+        self.loaded.append((name, {path.name for path in config.parent.iterdir()}))
+        return handler.say(f"Success: LoRA adapter '{name}' added successfully.".encode())
+
+    def _unload(self, handler: Handler, name: str) -> None:
+        if self.adapters.pop(name, None) is None:
+            return _error(handler, 404, f"The lora adapter '{name}' cannot be found.")
+        return handler.say(f"Success: LoRA adapter '{name}' removed successfully.".encode())
+
+
+def _error(handler: Handler, status: int, message: str) -> None:
+    handler.say({"error": {"message": message, "type": "", "param": None, "code": status}}, status)

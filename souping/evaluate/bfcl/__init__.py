@@ -22,7 +22,15 @@ from souping.checkpoints.compatibility import chat_template
 from souping.checkpoints.header import parse_json
 from souping.core.fields import Bounds, Count, Form, Threads, component, pick
 from souping.core.files import expanded
-from souping.core.protocols import Evaluator, Hosting, LoadedModel, Prompts, Sampling, Scoring
+from souping.core.protocols import (
+    AdapterShape,
+    Evaluator,
+    Hosting,
+    LoadedModel,
+    Prompts,
+    Sampling,
+    Scoring,
+)
 from souping.core.text import safe
 from souping.core.types import (
     Folders,
@@ -121,6 +129,16 @@ class BfclPrompts(Prompts):
         return notes
 
 
+@frozen
+class ServerHosting(Hosting):
+    """Hosting by a server."""
+
+    server: Server
+
+    def check_adapters(self, shape: AdapterShape) -> None:
+        self.server.check_adapters(shape)
+
+
 @component
 class BfclEvaluator(Evaluator):
     """bfcl-eval on a served model.
@@ -189,7 +207,7 @@ class BfclEvaluator(Evaluator):
 
     @property
     def hosting(self) -> Hosting:
-        return Hosting(model_form="folder", host=self.server.host)
+        return ServerHosting(model_form="folder", host=self.server.host, server=self.server)
 
     def needs(self) -> list[Missing]:
         """bfcl-eval's environment if it is not there, and what the server lacks."""
@@ -229,8 +247,11 @@ class BfclEvaluator(Evaluator):
         Raises:
             UserError: the server, the environment or every item failed.
         """
-        _check_code(model.folder, self.server.trust_remote_code)
-        running = self.server.current.swap(model.folder, self.server)
+        adapter = model.adapter
+        folder = model.folder if adapter is None else adapter.folder
+        shape = None if adapter is None else adapter.shape
+        _check_code(folder, self.server.trust_remote_code)
+        running = self.server.current.swap(folder, self.server, shape)
         # {category: ids of its items}
         ids: dict[str, list[str]] = {}
         for item in items:
@@ -238,7 +259,7 @@ class BfclEvaluator(Evaluator):
         request: dict[str, Json] = {
             "url": running.url,
             "model": running.model,
-            "folder": str(model.folder),
+            "folder": str(folder),
             "threads": self.num_concurrent,
             "temperature": self.temperature,
             "max_tokens": self.max_new_tokens,

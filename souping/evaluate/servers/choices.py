@@ -15,16 +15,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from souping.checkpoints.checkpoint import stores_head
 from souping.core.fields import Form, Precision, Seconds, Threads, component
 from souping.core.files import expanded
-from souping.core.protocols import ModelHost
+from souping.core.protocols import AdapterShape, ModelHost
 from souping.core.text import install
 from souping.core.types import Json, JsonObject, Missing, Names, UserError
+from souping.evaluate.engines.vllm import adapter_arguments
+from souping.evaluate.servers.adapters import load_adapter, unload_adapter
 from souping.evaluate.servers.server_process import (
     HOST,
     Process,
@@ -73,11 +75,14 @@ class CurrentServer:
         self._folder: Path | None = None
         self._server: RunningServer | None = None
 
-    def swap(self, folder: Path, server: Server) -> RunningServer:
-        """A running server of the model in `folder`, by these settings. A server of another model is stopped first."""
+    def swap(
+        self, folder: Path, server: Server, shape: AdapterShape | None = None
+    ) -> RunningServer:
+        """A running server of the model, or of the adapter of this shape, in `folder`, by these settings. A server of
+        another model is stopped first."""
         if self._server is None or folder != self._folder:
             self.stop()
-            self._server = server.start(folder, folder.name)
+            self._server = server.start(folder, folder.name, shape)
             self._folder = folder
         return self._server
 
@@ -189,8 +194,12 @@ class Server(ABC):
             fix = f"{self.interpreter} -m pip install {' '.join(absent)}"
         return [Missing(what=f"{place} has no {' and no '.join(absent)}", fix=fix)]
 
-    def start(self, folder: Path, name: str) -> RunningServer:
-        """A running server for the model in `folder`, called `name` in messages.
+    def check_adapters(self, shape: AdapterShape) -> None:
+        """Refuse adapters of this shape, if the server cannot take them (UserError)."""
+        raise UserError(f"server={self.kind} serves no adapters: set merge.adapters=merge")
+
+    def start(self, folder: Path, name: str, shape: AdapterShape | None = None) -> RunningServer:
+        """A running server for the model in `folder`, or the adapter of this `shape`, called `name` in messages.
 
         Its log is in a temporary folder, which stays only if the server fails. The caller calls `stop()`; the server
         ends in any case when the caller's process does.
@@ -198,12 +207,14 @@ class Server(ABC):
         Raises:
             UserError: the server cannot start here, or does not load the model.
         """
+        if shape is not None:
+            self.check_adapters(shape)
         for missing in self.needs():
             raise missing.error()
         folder = folder.absolute()
         if self.address is not None:
             try:
-                return self.load_into(self.address, folder)
+                return self.load_into(self.address, folder, shape)
             except ServerError as error:
                 raise UserError(
                     f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
@@ -271,8 +282,10 @@ class Server(ABC):
         return []
 
     @abstractmethod
-    def load_into(self, address: str, folder: Path) -> RunningServer:
-        """Make a server that somebody else runs at `address` serve the model in `folder`.
+    def load_into(
+        self, address: str, folder: Path, shape: AdapterShape | None = None
+    ) -> RunningServer:
+        """Make a server that somebody else runs at `address` serve the model in `folder`, or the adapter of this shape.
 
         Raises:
             ServerError: it does not load the model.
@@ -315,7 +328,8 @@ class VllmServer(Server):
     """vLLM's OpenAI-compatible server on `tensor_parallel_size` GPUs.
 
     With `url` the server keeps its tokenizer and its settings, and only its weights change. It must see this machine's
-    files and run with VLLM_SERVER_DEV_MODE=1, or serve the requested folder already.
+    files and run with VLLM_SERVER_DEV_MODE=1, or serve the requested folder already. Soups that stay adapters are
+    loaded beside their base model, if it runs with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
     """
 
     title = "vllm serve"
@@ -358,13 +372,30 @@ class VllmServer(Server):
         flags = ["--dtype", self.dtype, "--generation-config", "vllm"]
         return [*flags, "--tensor-parallel-size", str(self.tensor_parallel_size)]
 
-    def load_into(self, address: str, folder: Path) -> RunningServer:
+    def check_adapters(self, shape: AdapterShape) -> None:
+        adapter_arguments(shape)
+        if self.url is None:
+            raise UserError(
+                "server=vllm takes adapters only where it runs already: set server.url, or merge.adapters=merge"
+            )
+
+    def load_into(
+        self, address: str, folder: Path, shape: AdapterShape | None = None
+    ) -> RunningServer:
         """Let vLLM's workers reload their weights. Without its development mode, it has to serve this model already.
+
+        An adapter of this `shape` is loaded beside the base model, and `stop` unloads it.
 
         Raises:
             ServerError: it does not load the model.
+            UserError: it does not load the adapter.
         """
         url = f"{address}/v1"
+        if shape is not None:
+            adapter = self._load_adapter(address, folder, shape)
+            return RunningServer(
+                url=url, model=adapter, stop=partial(unload_adapter, address, adapter)
+            )
         try:
             info = post(f"{address}/server_info", timeout=60.0)
         except ServerError as error:
@@ -390,6 +421,23 @@ class VllmServer(Server):
         if not models:
             raise ServerError("it lists no model")
         return RunningServer(url=url, model=models[0].id)
+
+    def _load_adapter(self, address: str, folder: Path, shape: AdapterShape) -> str:
+        """Load an adapter, and return its name in the server (UserError: how the server has to be started)."""
+        try:
+            return load_adapter(address, folder, shape.base, self.timeout)
+        except ServerError as error:
+            rank = adapter_arguments(shape)["max_lora_rank"]
+            fix = (
+                "start it by VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve "
+                f"{shape.base} --enable-lora --max-lora-rank {rank}"
+            )
+            # vLLM's words for a folder that it does not see.
+            if "No adapter found" in str(error):
+                fix = "set TMPDIR to a folder that the server sees too"
+            raise UserError(
+                f"server.url={self.url} cannot take the soup as an adapter: {error}", fix=fix
+            ) from error
 
 
 @component
@@ -428,7 +476,9 @@ class TransformersServer(Server):
     def flags(self) -> list[str]:
         return ["--dtype", self.dtype]
 
-    def load_into(self, address: str, folder: Path) -> RunningServer:
+    def load_into(
+        self, address: str, folder: Path, shape: AdapterShape | None = None
+    ) -> RunningServer:
         """Let the server load the model; `stop` then makes it unload all models.
 
         Raises:

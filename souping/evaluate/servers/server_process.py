@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from souping.checkpoints.hub import cached_name
 from souping.core.child import end_with
 from souping.core.files import folder_at
 from souping.core.reading import read
@@ -412,5 +413,8 @@ def served(address: str, folder: Path) -> str:
 
 
 def _is_same(path: str, folder: Path) -> bool:
-    """Whether a server's name of a model is a path, and this folder. `org/model` is not a path."""
-    return path.startswith(("/", "~", ".")) and (folder_at(path) or Path(path)) == folder.resolve()
+    """Whether a server's name of a model is this folder: its path, or the name `org/model` that it was fetched by."""
+    if not path.startswith(("/", "~", ".")):
+        name = cached_name(folder.resolve())
+        return name is not None and name.partition("@")[0] == path
+    return (folder_at(path) or Path(path)) == folder.resolve()
