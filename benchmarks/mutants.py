@@ -75,6 +75,7 @@ CLAIM_TESTS = (
 ANALYSIS_TESTS = (
     "tests/analysis",
     "tests/answers/test_counted_looks.py",
+    "tests/comparison/test_runs.py",
     "tests/runs/test_trajectory.py",
     "tests/runs/test_router.py",
 )

@@ -343,7 +343,6 @@ class AdaptiveSearch(Search):
         available = unrequested.any(axis=2)
         next_sample = unrequested.argmax(axis=2)
         price = self._model.size[np.arange(unrequested.shape[1]), next_sample]
-        worth = np.where(available, worth, 0.0)
         price = np.where(available, price, np.inf)
 
         # Worth and items [S, C] of the best category, of the best two, ..

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from souping.core.groups import groups_of
+from souping.core.protocols import Prompts
 from souping.core.types import SPLITS, Item, UserError, digest
 from souping.evaluate.benchmark import (
     SPLIT_SHARES,
     Benchmark,
+    EvaluatorBenchmark,
+    ListedItems,
     assign,
     first_items,
     included_items,
@@ -300,6 +303,23 @@ def test_items_of_one_number_are_a_group_in_shared_categories() -> None:
 def test_shares_that_leave_too_little_or_do_not_make_1(shares: dict[str, float]) -> None:
     with pytest.raises(UserError, match="add up to"):
         shares_of(shares)
+
+
+def test_the_evaluators_items_have_the_name_that_was_chosen() -> None:
+    """The user's choice of items keeps the name and the shares; otherwise the name is the evaluator's."""
+    whole = ListedItems(listed=make_items(2))
+
+    class Own(Prompts):
+        @property
+        def benchmark(self) -> ListedItems:
+            return whole
+
+    choice = EvaluatorBenchmark(exclude=["w"], limit=1, splits={"test": 0.5})
+    brought = choice.brought_by(Own())
+    assert (brought.title, brought.label, brought.splits) == ("items", "items", {"test": 0.5})
+    assert [item.id for item in brought.items()] == [make_items(2)[2].id]
+    assert replace(choice, name="mine").brought_by(Own()).title == "mine"
+    assert choice.brought_by(Prompts()) is choice
 
 
 def test_excluded_categories_are_left_out() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from souping.core.protocols import Optimiser, Search
+from souping.core.scores import Mean
 from souping.core.types import (
     FloatArray,
     Item,
@@ -25,7 +26,13 @@ from souping.core.types import (
 )
 from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
-from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
+from souping.search.loop import (
+    RecipeEvaluator,
+    RecipeSource,
+    SearchResult,
+    SearchRun,
+    find_weights,
+)
 from souping.search.points import Fixed, GreedySoup, Grid, ListSearch, Nevergrad, Uniform
 from souping.search.windows import (
     ALPHAS,
@@ -384,19 +391,62 @@ def test_a_budget_may_just_cover_the_rest_of_the_best(budget: int, winner: Weigh
     assert found.recipe.weights == winner
 
 
-class Forgetful(Table):
-    """Right in everything at the first request, and in nothing later."""
+@dataclass
+class Fickle(Table):
+    """Right in everything at one request, and in nothing at others."""
+
+    right: int = 0
 
     def collect(self) -> tuple[Request, ItemScores]:
         request, scores = super().collect()
-        right = float(len(self.asked) == 1)
+        right = float(len(self.asked) == self.right)
         return request, replace(scores, values=np.full(len(request.items), right))
 
 
-def test_of_several_trials_of_one_soup_the_best_is_the_soups() -> None:
-    found, trials = run(Scripted([Query(weights=FIRST)] * 2, FIRST), Grid(), Forgetful())
-    assert [trial.result.objective for trial in trials] == [1.0, 0.0]
+@pytest.mark.parametrize("right", [1, 2, 3])
+def test_of_several_trials_of_one_soup_the_best_is_the_soups(right: int) -> None:
+    found, trials = run(Scripted([Query(weights=FIRST)] * 3, FIRST), Grid(), Fickle(right=right))
+    assert [trial.result.objective for trial in trials] == [n == right for n in (1, 2, 3)]
     assert found.result.objective == 1.0
+
+
+class Pool(RecipeSource):
+    """Two candidates."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("a", "b")
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        return recipe(*weights.values(), names=tuple(weights))
+
+
+class Splits(Table):
+    """Answers whole splits as well."""
+
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+        self.submit(Request(number=0, recipe=recipe, items=tuple(items)))
+        return self.collect()[1]
+
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        return [self.scores(soup, items) for soup in soups]
+
+
+def test_a_single_ingredient_is_evaluated_once_and_not_searched() -> None:
+    table = Splits()
+    found = find_weights(Grid(), Mean(), 0, Pool(), table, ("a",), tuple(ITEMS))
+    assert (found.recipe.ingredients, found.recipe.weights) == (("a",), (1.0,))
+    assert found.result.objective == 1.0
+    assert found.trials == ()
+    assert table.asked == [((1.0, 0.0), 20)]
+
+
+def test_of_two_ingredients_each_point_is_a_trial() -> None:
+    """The more of the first, the more answers are right."""
+    found = find_weights(Grid(), Mean(), 0, Pool(), Splits(), ("a", "b"), tuple(ITEMS))
+    assert {trial.weights for trial in found.trials} == set(Grid().known_points(2))
+    assert found.recipe.ingredients == ("a",)
+    assert found.cost.items == 20 * len(found.trials)
 
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:

@@ -71,7 +71,8 @@ def test_the_spread_of_a_line_by_hand() -> None:
     line = [0.0, 0.1, 0.4, 0.6, 1.0]
     points = [(value, 1 - value) for value in line]
     assert [point[0] for point in spread(points)] == [0.4, 1.0, 0.0, 0.6, 0.1]
-    assert spread(points[:2]) == points[:2]
+    for count in (0, 1, 2):
+        assert spread(points[:count]) == points[:count]
 
 
 def first(count: int, size: int, step: float, odds: FloatArray) -> list[Weights]:
