@@ -63,6 +63,7 @@ METHOD_TESTS = (
     "tests/evaluate/test_command.py",
     "tests/logs",
 )
+LOG_TESTS = (*METHOD_TESTS, "tests/comparison")
 CLAIM_TESTS = (
     "tests/statistics",
     "tests/comparison",
@@ -96,7 +97,7 @@ ROOMS: Mapping[str, Room] = {
     "scores": Room(("core/scores.py", "evaluate/scoring/*.py"), METHOD_TESTS),
     "units": Room(("core/unit.py",), METHOD_TESTS),
     "splits": Room(("evaluate/benchmark.py",), METHOD_TESTS),
-    "logs": Room(("logs/*.py",), METHOD_TESTS),
+    "logs": Room(("logs/*.py",), LOG_TESTS),
     "statistics": Room(("statistics/*.py",), CLAIM_TESTS),
     "comparison": Room(("comparison/*.py",), CLAIM_TESTS),
     "evidence": Room(EVIDENCE_FILES, CLAIM_TESTS),
@@ -316,16 +317,19 @@ def statement_span(source: str, line: int) -> range | None:
 
 
 def quickest(tests: set[str], seconds: Mapping[str, float], most: float) -> list[str]:
-    """The quickest tests, until their durations add up to `most`."""
+    """The quickest tests, until their durations add up to `most`, then those that read the sources."""
     known = sorted(tests & set(seconds), key=lambda test: (seconds[test], test))
+    structure = [test for test in known if test.startswith(STRUCTURE_TESTS)]
     chosen = list[str]()
     total = 0.0
     for test in known:
+        if test in structure:
+            continue
         total += seconds[test]
         if chosen and total > most:
             break
         chosen.append(test)
-    return chosen
+    return chosen + structure
 
 
 # A mutant's run

@@ -100,7 +100,7 @@ class RecipeEvaluator(Protocol):
 
     full_batch: int
     """Items that are answered together; fewer at a time are slow."""
-    min_items: int = 1
+    min_items: int
     """Items of a request at least, unless the split is smaller."""
 
     @property

@@ -19,7 +19,7 @@ from souping.analysis.shapley import (
     exact_coefficients,
 )
 from souping.core.scores import WorstCategory
-from souping.core.types import FloatArray, Item, Recipe
+from souping.core.types import FloatArray, Item, Recipe, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.plots import COLOURS, INK
 from souping.statistics.intervals import objective_interval
@@ -101,6 +101,14 @@ def test_pairs_and_triplets_are_shown_if_there_are_at_most_twelve(
         "single models", "pairs", "triplets",
     ][: len(levels)]  # fmt: skip
     assert all(level["efficiency_gap"] < 1e-12 for level in found["levels"])
+
+
+def test_there_are_1_to_12_players() -> None:
+    assert Shapley(max_models=1).max_models == 1
+    assert Shapley(max_models=12).max_models == 12
+    for size in (0, 13):
+        with pytest.raises(UserError, match="max_models"):
+            Shapley(max_models=size)
 
 
 def test_players_may_be_all_candidates() -> None:

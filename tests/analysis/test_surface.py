@@ -101,6 +101,20 @@ def test_a_band_ends_where_no_difference_can_be() -> None:
     assert (found.value <= found.high).all()
 
 
+@pytest.mark.parametrize(
+    ("lowest", "highest", "is_fraction"),
+    [(0, 1, True), (0.01, 0.99, True), (-0.01, 1, False), (0, 1.01, False), (-1, 0, False)],
+)
+def test_only_differences_of_fractions_end_at_1(
+    lowest: float, highest: float, is_fraction: bool
+) -> None:
+    right = np.tile((POINTS[:, :1] > 0.5).astype(float), (1, 2))
+    values = lowest + (highest - lowest) * right
+    found, _ = band(POINTS, values, np.array([0, 1]), np.array([0.5, 0.5]))
+    assert (found.high.max() == 1) == is_fraction
+    assert (found.high.max() > 1) != is_fraction
+
+
 def test_items_of_a_group_are_counted_as_alike_as_they_are() -> None:
     rng = np.random.default_rng(3)
     groups = np.arange(300) // 10

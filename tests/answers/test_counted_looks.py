@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from souping.answers.claims import (
     Claim,
@@ -290,6 +291,37 @@ class TestItems:
         counts = Counter({item.prompt_digest: earlier_looks for item in items[:shown]})
         kept = items_to_report(items, counts, Mean())
         assert len(kept) == (len(items) - shown if leave else len(items))
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_items_are_those_that_tell_most_over_the_price_of_the_look(self, seed: int) -> None:
+        """By all limits of looks: 1 / (variance z^2), with w^2 / n of each category, and z at the look's level."""
+        rng = np.random.default_rng(seed)
+        items = []
+        for name in "wx":
+            for item in make_items(int(rng.integers(18, 70)), (name,)):
+                items.append(replace(item, prompt=f"{name} {item.prompt}"))
+        weights = {"w": 1.0, "x": float(rng.choice([0.25, 1.0, 8.0]))}
+        groups = sorted({item.group for item in items})
+        looks = dict(zip(groups, rng.choice(3, len(groups), p=[0.8, 0.1, 0.1]), strict=True))
+        deleted = int(rng.integers(0, 2))
+        counts = {item.prompt_digest: int(looks[item.group]) for item in items}
+
+        def worth(kept: Sequence[Item]) -> float:
+            variance = 0.0
+            for name in "wx":
+                size = sum(item.category == name for item in items)
+                count = sum(item.category == name for item in kept)
+                if count < min(size, 20):
+                    return 0.0
+                variance += (weights[name] / sum(weights.values())) ** 2 / count
+            look = 1 + deleted + max(looks[item.group] for item in kept)
+            factor = look * (look + 1) if look > 1 else 1
+            return float(1 / variance / norm.isf(0.05 / factor / 2) ** 2)
+
+        choices = [[item for item in items if looks[item.group] <= limit] for limit in (2, 1, 0)]
+        objective = Weighted(category_weights=weights)
+        found = items_to_report(items, counts, objective, deleted)
+        assert found == tuple(max(choices, key=worth))
 
     def test_a_category_keeps_twenty_items_or_all(self) -> None:
         for size, shown, left in ((24, 4, 20), (24, 6, 24), (12, 2, 12)):

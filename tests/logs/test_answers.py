@@ -198,6 +198,16 @@ def test_several_answers_count_one_by_one_if_the_score_is_their_mean(tmp_path: P
     assert best.settings["score of several answers"] == "the best of 4"
 
 
+def test_a_score_that_is_no_mean_of_its_answers_counts_alone(tmp_path: Path) -> None:
+    def changed(number: int, line: dict[str, Any]) -> None:
+        answers = {"scores": [1.0, 0.0], "outcomes": ["finished"] * 2, "resps": [["x", "y"]]}
+        line["models"]["soup"].update(answers, score=0.25)
+
+    folder = write_run(tmp_path / "a", step=1, change=changed)
+    answers = read_run(folder, "", "").tasks["c"].metrics["score"].answers
+    assert [answer.score for answer in answers] == [0.25] * 60
+
+
 def test_an_answer_of_a_run_has_its_texts_and_hashes(tmp_path: Path) -> None:
     def written(number: int, line: dict[str, Any]) -> None:
         line["models"]["soup"] |= {"resps": [["four"]], "sent_hash": f"s{number}"}

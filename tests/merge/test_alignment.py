@@ -72,7 +72,9 @@ def test_ranges_ascend_below_10000(pattern: str) -> None:
     assert check_tensor_weights({pattern: [0.25, 0.75]}) == ((pattern, (0.25, 0.75)),)
 
 
-@pytest.mark.parametrize("pattern", ["", "layers.5-4", "layers.0-10000", "a.0-1.b.9-8"])
+@pytest.mark.parametrize(
+    "pattern", ["", "layers.5-4", "layers.0-10000", "layers.0-10001", "a.0-1.b.9-8"]
+)
 def test_other_ranges_are_refused(pattern: str) -> None:
     with pytest.raises(UserError, match=r"merge\.tensor_weights"):
         check_tensor_weights({pattern: [0.25, 0.75]})

@@ -263,6 +263,7 @@ class Table(RecipeEvaluator):
         return self.at_once
 
     full_batch: int = 1
+    min_items: int = 1
 
     @property
     def whole_splits(self) -> bool:

@@ -18,6 +18,7 @@ from souping.statistics.comparison import contrast, split_variance
 from souping.statistics.power import (
     RunPower,
     detectable,
+    error_covariance,
     errors_for_power,
     items_for,
     items_in_words,
@@ -26,7 +27,7 @@ from souping.statistics.power import (
     power_of,
     rounded_up,
 )
-from souping.statistics.score_table import ScoreTable, one_category
+from souping.statistics.score_table import ItemTable, ScoreTable, one_category
 from tests.conftest import make_items
 
 ITEMS = make_items(200, ("x",))
@@ -186,6 +187,32 @@ def test_equal_candidates_have_the_variance_of_their_own_answers() -> None:
     assert known is not None
     assert assumed is not None
     assert known.gain == pytest.approx(assumed.gain * math.sqrt(4000 / 700))
+
+
+def test_errors_of_candidates_are_those_within_strata() -> None:
+    """Of a stratum of n groups, n / (n - 1) of the products of the deviations from its own mean."""
+    rng = np.random.default_rng(6)
+    kinds = [("x",)] * 9 + [("y",)] * 7 + [("x", "y")] * 6
+    items = []
+    for number, names in enumerate(kinds):
+        items += [replace(item, group=f"{number}") for item in make_items(1, names)]
+    values = {name: rng.random(len(items)) for name in "ab"}
+    table = ItemTable.of(items, Mean())
+    grouped = [table.grouped(values[name]) for name in "ab"]
+    influence = []
+    for name in "ab":
+        parts = np.zeros(len(kinds))
+        for category in ("x", "y"):
+            own = np.array([item.category == category for item in items])
+            deviation = values[name][own] - values[name][own].mean()
+            groups = np.array([int(item.group) for item in items])[own]
+            np.add.at(parts, groups, deviation / 2 / own.sum())
+        influence.append(parts)
+    expected = np.zeros((2, 2))
+    for places in (range(9), range(9, 16), range(16, 22)):
+        own = np.array(influence)[:, list(places)]
+        expected += len(places) * np.cov(own, ddof=1)
+    assert error_covariance(grouped) == pytest.approx(expected)
 
 
 def test_no_power_is_told_where_nothing_varies_or_the_objective_bends() -> None:
@@ -360,6 +387,11 @@ def test_nothing_is_said_of_more_answers_where_there_is_one() -> None:
     power = measured_power(scores, test, Mean(), 0.01)
     assert power is not None
     assert power.more is None
+    twice = {name: sampled(rng.random(100), 2, rng) for name in "ab"}
+    power = measured_power(twice, test, Mean(), 0.01, 2)
+    assert power is not None
+    assert power.more is not None
+    assert (power.more.repeats, power.more.items) == (2, 30)
     unknown = {name: ItemScores(items=one.items, values=one.values) for name, one in scores.items()}
     power = measured_power(unknown, test, Mean(), 0.01, 3)
     assert power is not None
