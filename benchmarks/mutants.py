@@ -10,7 +10,7 @@ Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, 
 The first call runs the quick tests of `ROOMS` once under coverage, which records the lines that each test executes;
 `--record` does so again. A mutant is then run against the tests that execute its statement (the quickest first, until
 the first failure), in a copy of the repository. A statement that runs at import is that of all tests in the files whose
-tests execute its file, and of the tests that read the sources.
+tests execute its file. The tests that read the sources execute none, and are run last against every mutant.
 Tests that kill a mutant are at the end run without one: one that fails there is an error of this measurement.
 """
 
@@ -81,7 +81,7 @@ ANALYSIS_TESTS = (
     "tests/runs/test_router.py",
 )
 STRUCTURE_TESTS = ("tests/test_layers.py",)
-"""Tests that read the sources: they are run against the statements that run at import, besides those of the room."""
+"""Tests that read the sources: they are run against every mutant, after those of the room."""
 MERGE_FILES = ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py")
 EVIDENCE_FILES = ("runs/evidence.py", "runs/verdict.py", "runs/goals.py")
 LOOK_FILES = (
@@ -294,8 +294,7 @@ def executing_tests(mutant: Mutant, seconds: Mapping[str, float]) -> set[str]:
     span = statement_span((ROOT / mutant.file).read_text(), mutant.line)
     if span is not None:
         return set().union(*(by_line.get(line, set()) for line in span))
-    files = set(STRUCTURE_TESTS)
-    files |= {test.partition("::")[0] for test in set().union(*by_line.values())}
+    files = {test.partition("::")[0] for test in set().union(*by_line.values())}
     return {test for test in seconds if test.partition("::")[0] in files}
 
 
@@ -317,19 +316,16 @@ def statement_span(source: str, line: int) -> range | None:
 
 
 def quickest(tests: set[str], seconds: Mapping[str, float], most: float) -> list[str]:
-    """The quickest tests, until their durations add up to `most`, then those that read the sources."""
+    """The quickest tests, until their durations add up to `most`."""
     known = sorted(tests & set(seconds), key=lambda test: (seconds[test], test))
-    structure = [test for test in known if test.startswith(STRUCTURE_TESTS)]
     chosen = list[str]()
     total = 0.0
     for test in known:
-        if test in structure:
-            continue
         total += seconds[test]
         if chosen and total > most:
             break
         chosen.append(test)
-    return chosen + structure
+    return chosen
 
 
 # A mutant's run
@@ -423,13 +419,14 @@ def judge(mutant: Mutant, tests: Sequence[str], seconds: float) -> Mutant:
 def judged(mutants: Sequence[Mutant], workers: int, most: float) -> Iterator[Mutant]:
     """Outcomes in the order of the mutants, each of tests that take `most` seconds."""
     seconds = durations({mutant.room for mutant in mutants})
+    structure = sorted(test for test in seconds if test.startswith(STRUCTURE_TESTS))
     for name in PRELOADED:
         import_module(name)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         outcomes = []
         for mutant in mutants:
-            tests = quickest(executing_tests(mutant, seconds), seconds, most)
+            tests = quickest(executing_tests(mutant, seconds), seconds, most) + structure
             total = sum(seconds[test] for test in tests)
             outcomes.append(pool.submit(judge, mutant, tests, total))
         for outcome in outcomes:

@@ -93,6 +93,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
 
 def requests_of(sample: LogRow) -> Iterator[tuple[Json, Json]]:
     """(arguments, responses) of each request of a sample; a choice has one request per continuation."""
+    # A damaged line may lack some.
     return zip(part(sample, "arguments").values(), list_at(sample, "resps"), strict=False)
 
 

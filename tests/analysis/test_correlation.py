@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from souping.analysis import correlation
 from souping.analysis.correlation import kendall, pearson, spearman
 from souping.core.protocols import Correlation
 from souping.core.types import FloatArray, UserError
@@ -128,3 +129,8 @@ def test_rounding_is_a_tie() -> None:
     noisy[0, 1] = 0.1 + 0.2
     for correlate in (spearman, kendall):
         assert (correlate(noisy).rho == correlate(exact).rho).all()
+
+
+def test_the_numbers_of_a_correlation_are_those_of_earlier_reports() -> None:
+    assert (correlation.FLAT_RANGE, correlation.ZERO_VARIANCE) == (1e-9, 1e-18)
+    assert (correlation.FEWEST_MODELS, correlation.LEAST_RELIABILITY) == (6, 0.05)

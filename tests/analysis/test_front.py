@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.analysis import front
 from souping.analysis.front import (
     LENGTH,
     Front,
@@ -310,3 +311,7 @@ def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
     assert (other.get_xlabel(), other.get_ylabel()) == ("a %", "b, bits per byte")
     assert "2 points that no other beats, of 4" in drawing.alt
     assert replace(shown(2), goals=(Goal(name="a"),)).drawings(POINTS) == ()
+
+
+def test_the_numbers_of_a_front_are_those_of_earlier_reports() -> None:
+    assert (front.CONFIRMED, front.FRONT_DRAWS, front.LISTED_POINTS) == (3, 400, 15)

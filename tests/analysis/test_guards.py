@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.analysis import guards
 from souping.analysis.guards import (
     LONGER,
     NEARER,
@@ -427,3 +428,8 @@ def test_a_report_shows_its_guards_and_stresses_the_broken_ones() -> None:
         POINTS
     )
     assert (len(bare.lines), bare.grids) == (1, ())
+
+
+def test_the_numbers_of_guards_are_those_of_earlier_reports() -> None:
+    assert (guards.ADMISSION, guards.NEARER, guards.SMALLEST) == (0.05, 0.7, 1e-6)
+    assert (guards.LEAST_LENGTH, guards.FEW_PASS) == (1e-9, 0.5)

@@ -355,3 +355,8 @@ def test_more_ingredients_are_in_the_order_of_their_scores() -> None:
     assert ring[0][0] == 1
     assert ring[1][0] == pytest.approx(-2.0)
     assert "Dark outline" not in drawing.caption
+
+
+def test_the_numbers_of_a_surface_are_those_of_earlier_reports() -> None:
+    assert (surface.FEWEST_SOUPS, surface.FITTED, surface.CONFIDENCE) == (5, 400, 0.95)
+    assert (surface.BAND_DRAWS, surface.WIDENING, surface.TINY_ERROR) == (2000, 1.35, 1e-9)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from souping.analysis import NotEstimableError, RunScores
+from souping.analysis import NotEstimableError, RunScores, wins as module
 from souping.analysis.correlation import GroupSums
 from souping.analysis.wins import (
     AnswerExample,
@@ -433,3 +433,9 @@ def test_a_page_shows_the_soup_where_none_one_or_all_fail(number: int, words: li
     assert [row[0] for row in texts(table)] == words
     assert [row[1] for row in texts(table)] == [str(10 * n) for n in range(number + 1)]
     assert texts(table)[-1][2] == f"{10 * number}.0|0.0 to 100.0"
+
+
+def test_the_numbers_of_the_wins_are_those_of_earlier_reports() -> None:
+    assert (module.MEAN_TIE, module.WINS_SALT, module.WINS_DRAWS) == (1e-12, 0x9A4E, 400)
+    examples = (module.EXAMPLES, module.EXAMPLE_CHARS, module.SOLVED_FROM, module.SOLVED_ROUNDING)
+    assert examples == (2, 600, 0.5, 1e-6)

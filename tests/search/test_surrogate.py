@@ -23,6 +23,7 @@ from souping.core.types import (
     SearchBounds,
     SearchSpace,
 )
+from souping.search import adaptive, surrogate
 from souping.search.adaptive import (
     Adaptive,
     BoundModel,
@@ -447,3 +448,23 @@ def test_unrequested_items_are_those_of_the_samples_without_a_request() -> None:
         assert model.unrequested_items(soup) == expected
         model.request_split(soup)
         assert model.unrequested_items(soup) == []
+
+
+def test_the_numbers_that_a_search_rests_on_are_those_of_earlier_ones() -> None:
+    """With others, a search that is repeated from its store would take another path."""
+    samples = (adaptive.FIRST_SAMPLE, adaptive.MOST_SAMPLES, adaptive.RIVALS, adaptive.FINALISTS)
+    assert samples == (12, 4, 12, 3)
+    ends = (adaptive.ENOUGH_GAIN, adaptive.GROWTH, adaptive.LISTED_SOUPS, adaptive.ONE_SIDED_95)
+    assert ends == (0.001, 1.6, 20, 1.645)
+    assert (adaptive.LIKELY, adaptive.TINY, adaptive.MOST_SOUPS) == (0.5, 1e-12, 240)
+    points = (adaptive.LARGEST_GRID, adaptive.MANY, adaptive.FADING)
+    assert points == (5000, 6, 0.85)
+    assert (adaptive.USUAL, adaptive.UPPER_ESTIMATE) == ((7.0, 0.75, 0.8), 2)
+    assert (surrogate.LEVEL_SD, surrogate.PLANE_SD, surrogate.BEND_SD) == (0.3, 0.25, 0.17)
+    levels = (surrogate.RISE, surrogate.UNKNOWN_LEVEL, surrogate.UNKNOWN_NOISE)
+    assert levels == (0.06, 0.5, 0.2)
+    assert (surrogate.LEAST_NOISE, surrogate.SCALE_PRIOR, surrogate.JITTER) == (0.02, 0.3, 1e-9)
+    assert surrogate.SCALES == (0.2, 0.35, 0.6, 1.0, 1.6, 2.5, 2.5)
+    assert surrogate.BEND_LENGTHS == (0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.2)
+    assert (surrogate.SHARED_CORRELATIONS, surrogate.REACH) == ((0.1, 0.3, 0.5), (0.4, 1.2))
+    assert (surrogate.POSTERIOR_DRAWS, surrogate.SLOPE_STEP) == (512, 1e-6)

@@ -14,6 +14,7 @@ from scipy import optimize, stats
 
 from souping.core.scores import Mean, Weighted, WorstCategory
 from souping.core.types import FloatArray, ItemScores, ScoreMatrix
+from souping.statistics import power as planned
 from souping.statistics.comparison import contrast, split_variance
 from souping.statistics.power import (
     RunPower,
@@ -396,3 +397,14 @@ def test_nothing_is_said_of_more_answers_where_there_is_one() -> None:
     power = measured_power(unknown, test, Mean(), 0.01, 3)
     assert power is not None
     assert power.more is None
+
+
+def test_the_numbers_that_power_rests_on_are_those_of_earlier_reports() -> None:
+    assert (planned.POWER, planned.MANY_DEGREES, planned.ABSURD, planned.DISCORDANCE) == (
+        0.8,
+        200,
+        1e5,
+        0.1,
+    )
+    assert (planned.FUTURE_ERRORS, planned.FUTURES, planned.MOST_TIMES) == (24, 4000, 2.0**40)
+    assert (planned.POWER_HALVINGS, planned.TIMES_HALVINGS, planned.ITEMS_HALVINGS) == (24, 40, 20)
