@@ -63,6 +63,7 @@ METHOD_TESTS = (
     "tests/evaluate/test_command.py",
     "tests/logs",
 )
+ITEM_TESTS = (*METHOD_TESTS, "tests/evaluate/test_questions.py", "tests/test_library.py")
 LOG_TESTS = (*METHOD_TESTS, "tests/comparison")
 CLAIM_TESTS = (
     "tests/statistics",
@@ -73,6 +74,7 @@ CLAIM_TESTS = (
     "tests/report/test_content.py",
     "tests/report/test_report.py",
 )
+COMPARISON_TESTS = (*CLAIM_TESTS, "tests/logs")
 ANALYSIS_TESTS = (
     "tests/analysis",
     "tests/answers/test_counted_looks.py",
@@ -96,11 +98,11 @@ ROOMS: Mapping[str, Room] = {
     "merge": Room(MERGE_FILES, METHOD_TESTS),
     "scores": Room(("core/scores.py", "evaluate/scoring/*.py"), METHOD_TESTS),
     "units": Room(("core/unit.py",), METHOD_TESTS),
-    "splits": Room(("evaluate/benchmark.py",), METHOD_TESTS),
+    "splits": Room(("evaluate/benchmark.py",), ITEM_TESTS),
     "logs": Room(("logs/*.py",), LOG_TESTS),
     "statistics": Room(("statistics/*.py",), CLAIM_TESTS),
-    "comparison": Room(("comparison/*.py",), CLAIM_TESTS),
-    "evidence": Room(EVIDENCE_FILES, CLAIM_TESTS),
+    "comparison": Room(("comparison/*.py",), COMPARISON_TESTS),
+    "evidence": Room(EVIDENCE_FILES, (*CLAIM_TESTS, "tests/runs/test_router.py")),
     "analysis": Room(("analysis/*.py",), ANALYSIS_TESTS),
     "looks": Room(LOOK_FILES, ANALYSIS_TESTS),
 }

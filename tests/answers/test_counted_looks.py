@@ -25,6 +25,7 @@ from souping.answers.claims import (
     evaluator_digest,
     items_to_report,
     pair_digest,
+    times,
 )
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
@@ -35,6 +36,7 @@ from souping.core.types import Item, Recipe, Record
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.generate import LocalEvaluator
 from souping.runs.run import Run
+from souping.statistics.corrections import Level
 from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recipe, show_report
 
 ITEMS = make_items(4)
@@ -130,6 +132,40 @@ class TestClaims:
         others = (one, two[4:], make_items(9, ("z",))[8:])
         announced = [counted_looks.announcement(items) for items in others]
         assert ["look 3" in text for text in announced] == [True, True, False]
+
+    def test_a_look_says_how_often_the_items_were_reported_on(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        assert [times(count) for count in (1, 2, 3)] == ["once", "2 times", "3 times"]
+        soups = [recipe(w, 1 - w) for w in (0.2, 0.4, 0.6)]
+        looks = [show_report(counted_looks, claim(soup, ITEMS)) for soup in soups]
+        assert "on once before: this is look 2, so its p-values are multiplied by 6 " in looks[
+            1
+        ].sentence().replace("reported ", "")
+        assert "on 2 times before: this is look 3" in looks[2].sentence()
+
+    def test_a_comparison_that_is_shown_again_keeps_its_look(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        names = [item.prompt_digest for item in ITEMS]
+        questions = [item.answer_digest for item in ITEMS]
+        assert counted_looks.number_of("first", names) == 1
+        assert counted_looks.show_comparison("first", names, questions).number == 1
+        assert (counted_looks.number_of("first", names), counted_looks.number_of("x", names)) == (
+            1,
+            2,
+        )
+        assert counted_looks.show_comparison("second", names[:1], questions[:1]).number == 2
+        assert [counted_looks.number_of("x", [name]) for name in names[:2]] == [3, 2]
+
+    def test_the_level_of_a_pair_is_that_of_the_report_that_showed_it_first(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        assert counted_looks.level_of("pair") is None
+        counted_looks.note_pairs({"pair": Level(2, 5.0), "other": Level()})
+        counted_looks.note_pairs({"pair": Level(3, 7.0)})
+        assert counted_looks.level_of("pair") == Level(2, 5.0)
+        assert counted_looks.level_of("other") == Level(1, 1.0)
 
     def test_deleted_rows_count_as_looks(self, counted_looks: CountedLooks, store: Store) -> None:
         number(counted_looks, claim(HALF, ITEMS))

@@ -63,3 +63,13 @@ def test_a_complete_model_may_be_the_best_if_missing_answers_of_others_are_wrong
     flips = flips_of(table.scored, ("a", "b"), 0.05)
     assert not flips.may_be_best(0, 0.05)
     assert best_models(table, ("a", "b"), 0.05, flips) == ("a", "b")
+
+
+def test_of_models_that_all_lack_answers_each_is_favoured_in_its_own_test() -> None:
+    """With its missing answers right, b may be the best; a has 60 of 200 fewer right and lacks one answer."""
+    a = np.where(np.arange(200) == 0, np.nan, np.arange(200) % 10 < 5)
+    b = np.where(np.arange(200) == 1, np.nan, np.arange(200) % 10 < 8)
+    missing = {"a": np.isnan(a).astype(float), "b": np.isnan(b).astype(float)}
+    table = pooled(metric("t", {"a": a, "b": b}, missing=missing))
+    flips = flips_of(table.scored, ("a", "b"), 0.05)
+    assert best_models(table, ("a", "b"), 0.05, flips) == ("b",)

@@ -173,6 +173,10 @@ def test_another_objective_has_the_mean_spread_and_slopes_of_its_draws() -> None
     assert np.diag(covariance) == pytest.approx(variance, rel=0.25)
     slopes = model.slopes(np.array([3, 1]))
     assert slopes == pytest.approx(np.stack([y.mean, x.mean], axis=1)[[3, 1]], abs=0.02)
+    for c, posterior in enumerate((x, y)):
+        deviations = draws(2.0 * posterior.covariance, 7, stream=c)
+        drawn = model.posterior_draws(count=7, wider=2.0)
+        assert drawn[..., c] == pytest.approx(posterior.mean + deviations)
     wide = model.posterior_draws(count=4000, wider=4.0)
     assert wide.shape == (4000, 5, 2)
     assert wide[..., 0].std(axis=0) == pytest.approx(2 * np.sqrt(np.diag(x.covariance)), rel=0.1)
