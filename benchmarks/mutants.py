@@ -3,7 +3,8 @@
     python benchmarks/mutants.py [--salt TEXT] [--count 200] [--rooms NAME ..] [--workers 2] [--record]
         [--seconds 90] [--again OLD.csv] [--out build/mutants/mutants.csv]
 
-Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, outside annotations. The sample is the
+Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, outside annotations and the `*` of
+signatures. The sample is the
 `count` of them with the smallest SHA-256 of `salt:file:operator:occurrence`, at most one for each place in the code.
 `--again` takes the survivors of an earlier table instead.
 
@@ -20,6 +21,8 @@ import argparse
 import ast
 import csv
 import hashlib
+import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -30,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -115,6 +119,8 @@ OPERATORS = re.compile(
     r"|ZeroIterationForLoop|RemoveDecorator)|core/ReplaceComparisonOperator_(Is_IsNot|IsNot_Is)"
 )
 """Faults that people make. Of the others (a shift for a sum, `is` for `<`), most end in a TypeError at once."""
+Span = tuple[tuple[int, int], tuple[int, int]]
+"""First place, and the place after the last: (line, column) each."""
 PRELOADED = (
     "pytest", "hypothesis", "numpy", "scipy.stats", "scipy.sparse.csgraph", "scipy.optimize", "torch", "transformers",
     "safetensors.torch", "hydra", "llvmlite.binding", "nevergrad",
@@ -157,7 +163,8 @@ def mutants_of(room: str, path: Path) -> Iterator[Mutant]:
     from cosmic_ray import plugins
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
 
-    annotated = annotation_spans(path.read_text())
+    source = path.read_text()
+    meaningless = [*annotation_spans(source), *keyword_marks(source)]
     nodes = list(ast_nodes(get_ast_from_path(path)))
     for name in filter(OPERATORS.fullmatch, plugins.operator_names()):
         operator = plugins.get_operator(name)()
@@ -165,7 +172,7 @@ def mutants_of(room: str, path: Path) -> Iterator[Mutant]:
         for node in nodes:
             for start, _ in operator.mutation_positions(node):
                 occurrence += 1
-                if any(first <= start < last for first, last in annotated):
+                if any(first <= start < last for first, last in meaningless):
                     continue
                 yield Mutant(
                     room=room,
@@ -177,7 +184,7 @@ def mutants_of(room: str, path: Path) -> Iterator[Mutant]:
                 )
 
 
-def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def annotation_spans(source: str) -> list[Span]:
     """Where annotations begin and end: `|` computes nothing in them."""
     annotations = list[ast.expr | None]()
     for node in ast.walk(ast.parse(source)):
@@ -192,6 +199,13 @@ def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]
             end = (annotation.end_lineno or 0, annotation.end_col_offset or 0)
             spans.append((start, end))
     return spans
+
+
+def keyword_marks(source: str) -> list[Span]:
+    """Where a `*` of a signature is, after which arguments have keywords: it multiplies nothing."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    pairs = itertools.pairwise(tokens)
+    return [(star.start, star.end) for star, comma in pairs if (star.string, comma.string) == ("*", ",")]
 
 
 def drawn(mutants: Sequence[Mutant], salt: str, count: int) -> list[Mutant]:

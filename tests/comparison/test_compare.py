@@ -253,6 +253,7 @@ def test_runs_of_a_model_are_the_noise_floor_beside_its_difference() -> None:
     assert (noise.model, noise.runs) == ("base", 3)
     assert (noise.flipped, noise.spread) == pytest.approx((2 / 40, 2 / 40))
     assert noise.difference is None
+    assert result.variance.keys() == {"cand"}
     other = library.compare({"cand": Frame(run({0}, "one")), "base": Frame(base)}).runs[0]
     assert other.difference == pytest.approx(result.average_row("cand").difference * -1)
     text = repr(result)

@@ -100,6 +100,7 @@ def test_a_table_with_a_value_above_1_is_percent(
         ("model\nx\n", "t.csv:1: the header"),
         ("model,a\n", "at least one row"),
         ("model,a,\nx,1,2\n", "has no name"),
+        ("model,a\nx,high\n", "t.csv:2: column 'a' holds 'high'"),
         ("model,a\nx,100.5\n", "t.csv:2: column 'a' holds '100.5'"),
         ("model,a\nx,1\ny,-0.1\n", "t.csv:3: column 'a' holds '-0.1'"),
     ],

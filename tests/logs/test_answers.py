@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from souping.core.types import UserError
 from souping.logs.bfcl import FAILED, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
+from souping.logs.inspect import values_of
 from souping.logs.lm_eval import read_lm_eval, samples_of
 from souping.logs.log_scores import LogScores
 from souping.logs.match import matched, moments
@@ -545,3 +547,15 @@ def test_one_task_alone_is_split_by_a_field() -> None:
     (found,) = read_logs(Frame(rows), category="kind")
     assert list(found.tasks) == ["k"]
     assert matched({"a": [found]}).requested == ("k",)
+
+
+def test_each_value_of_an_inspect_score_is_a_metric() -> None:
+    scores: Any = {
+        "one": SimpleNamespace(value=0.5, answer="a"),
+        "several": SimpleNamespace(value={"x": 1, "": 0}, answer=None),
+    }
+    assert [*values_of(scores)] == [
+        ("one", 0.5, "a"),
+        ("several/x", 1, ""),
+        ("several", 0, ""),
+    ]

@@ -145,6 +145,8 @@ def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
         Fixed(weights=[0.25] * 4).start(search_space(("a", "c")), 0)
     with pytest.raises(UserError, match=r"sums to 0.9"):
         Fixed(weights=[0.4, 0.5])
+    given = ([0.4, 0.6], [0.0, 1.0], [1.0], [1.1, -0.1])
+    assert [Fixed(weights=weights).extrapolates for weights in given] == [False, False, False, True]
 
 
 def two_digits(weights: Weights) -> list[str]:
@@ -498,3 +500,50 @@ def test_every_other_window_from_the_longest_down_to_3_falls_with_the_square_roo
     for size, expected in ((8, [8, 6, 4]), (7, [7, 5, 3]), (4, [4]), (3, [3]), (2, [])):
         lengths = [window.length for window in windows(size) if window.kind == "minus_sqrt"]
         assert lengths == expected
+
+
+def test_a_query_is_of_the_simplex_or_of_a_scaled_one_and_of_items_that_there_are() -> None:
+    """The split has 20 items; scaled mixtures sum to 0.5, and nothing may be below 0."""
+    for weights in ((0.5, 0.5), (0.2, 0.3), (0.0, 1.0)):
+        query = Query(weights=weights, items=(0, 19))
+        _, trials = run(Scripted([query], weights), Adaptive(scales=[0.5]), Table())
+        assert [trial.weights for trial in trials] == [weights]
+    wrong = [
+        Query(weights=(0.5, 0.5), items=(20,)), Query(weights=(0.5, 0.5), items=(3, -1)),
+        Query(weights=(0.5, 0.6)), Query(weights=(1.5, -0.5)), Query(weights=(0.2, 0.2)),
+    ]  # fmt: skip
+    for query in wrong:
+        with pytest.raises(UserError, match="must"):
+            run(Scripted([query], FIRST), Adaptive(scales=[0.5]), Table())
+
+
+def test_a_search_of_the_users_gives_a_search_and_a_weight_for_each_ingredient() -> None:
+    class Own(Uniform):
+        def start(self, space: SearchSpace, seed: int) -> ListSearch:
+            return ListSearch([(1.0,)])
+
+    class Without(Uniform):
+        def start(self, space: SearchSpace, seed: int) -> ListSearch:
+            return [FIRST]  # type: ignore[return-value]
+
+    items = tuple(ITEMS)
+    with pytest.raises(UserError, match="gave 1 weights for 2 ingredients"):
+        find_weights(Own(), Mean(), 0, Pool(), Splits(), ("a", "b"), items)
+    with pytest.raises(UserError, match="started a list, which is not a Search"):
+        find_weights(Without(), Mean(), 0, Pool(), Splits(), ("a", "b"), items)
+
+
+def test_what_a_search_of_trajectory_averages_says_of_itself() -> None:
+    assert (
+        TrajectoryAverages(kind="ema", alpha=0.25).describe(5)
+        == "trajectory: one soup, ema (alpha 0.25)"
+    )
+    assert TrajectoryAverages(kind="uniform").describe(5) == "trajectory: one soup, uniform"
+    every = TrajectoryAverages(max_trials=7).describe(5)
+    assert every.startswith(
+        f"trajectory: {len(windows(5))} averages of the last 1 to 5 checkpoints, "
+    )
+    assert "7" in every
+    assert TrajectoryAverages(kind="ema", alpha=0.25).known_points(5) == [
+        Window.of("ema", 5, 5, 0.25).weights
+    ]

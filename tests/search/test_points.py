@@ -345,3 +345,18 @@ def test_a_cell_of_all_items_is_a_whole_split() -> None:
     assert query is not None
     assert query.items is None
     assert query == Query(weights=query.weights)
+
+
+def test_a_search_ends_where_every_soup_has_answered_everything() -> None:
+    running = Adaptive().over([(1.0, 0.0), (0.0, 1.0)], one_category(60), 0)
+    assert running.ask() is None
+    assert running.summary().stopped.reason == "every soup has answered the whole split"
+    assert running.best() == (1.0, 0.0)
+
+
+def test_nothing_is_confirmed_that_the_budget_does_not_cover() -> None:
+    space = replace(one_category(60), singles=None)
+    running = Adaptive(max_items=59).start(space, 0)
+    assert running.ask() is None
+    with pytest.raises(UserError, match="without a result"):
+        running.best()

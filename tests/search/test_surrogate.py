@@ -371,8 +371,12 @@ def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     assert list(query.items or range(130)) == (list(range(130)) if whole else expected)
 
 
-def test_the_end_names_soups_that_may_be_as_good() -> None:
+@pytest.mark.parametrize("surprise", [0.02, 1.0, 50.0])
+def test_the_end_names_soups_that_may_be_as_good(
+    surprise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Soups whose lead is within 1.645 standard deviations of the pick's; of the singles all is known."""
+    monkeypatch.setattr(SoupModel, "surprise", lambda self: surprise)
     space = known_space(1, False)
     search = Adaptive().over([tuple(row) for row in TABLE.tolist()], space, 0)
     model = SoupModel(TABLE, item_samples(space, 0), WEIGHTS, singles=space.singles)
@@ -383,7 +387,7 @@ def test_the_end_names_soups_that_may_be_as_good() -> None:
     model.fit()
     mean, covariance = model.objective()
     pick = 1 if mean[1] > mean[2] else 2
-    variance = model.surprise() * difference_variances(covariance, pick)
+    variance = surprise * difference_variances(covariance, pick)
     close = []
     for soup in np.argsort(-mean):
         if soup != pick and (mean[pick] - mean[soup]) / np.sqrt(variance[soup]) < 1.645:
