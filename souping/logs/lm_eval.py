@@ -256,7 +256,8 @@ def _sample_answers(
         # NaN is not equal to itself.
         if isinstance(value, int | float) and value == value:
             # A mean of scores this large is refused later, and the sum stays finite.
-            score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))
+            limit = 2 * LARGEST_FIGURE
+            score = float(max(-limit, min(value, limit)))
         answer = LoggedAnswer(
             item=f"{sample['doc_id']} {doc_hash}".rstrip(),
             score=score,
