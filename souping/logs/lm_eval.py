@@ -243,7 +243,7 @@ def _sample_answers(
     grouped.
     """
     doc_hash = sample.get("doc_hash", "")[:16]
-    prompt, output = _texts(sample)
+    prompt, output = texts_of(sample)
     # The first response to the first request.
     response = sample["resps"][0][0]
     doc_group = doc_hash
@@ -271,7 +271,7 @@ def _sample_answers(
         yield f"{name},{sample.get('filter', 'none')}".removesuffix(",none"), answer
 
 
-def _texts(sample: LogRow) -> tuple[str, str]:
+def texts_of(sample: LogRow) -> tuple[str, str]:
     """(prompt, answer) of a line of samples; the answer to a choice is the likeliest continuation."""
     requests = [list(request.values()) for request in sample["arguments"].values()]
     prompt = str(requests[0][0])

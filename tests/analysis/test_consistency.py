@@ -241,6 +241,7 @@ def test_two_heatmaps_stand_side_by_side() -> None:
     assert left.get_title() == "4 candidates\nmean |rho| 0.25"
     assert right.get_title() == "12 soups of the search\nmean |rho| 0.50"
     assert left.get_title() != right.get_title()
+    assert {axes.title.get_fontsize() for axes in (left, right)} == {9}
     for axes in (left, right):
         shades = axes.collections[0].get_array()
         assert shades is not None

@@ -224,7 +224,8 @@ def test_the_bars_are_the_values_and_the_lines_their_intervals() -> None:
     # Levels of a single player have no bars.
     assert [bar.get_width() for bar in bars(axes)] == pytest.approx([2.0, -1.0, 3.0, 2.0, 0.0])
     assert [round(b.get_y() + b.get_height() / 2, 6) for b in bars(axes)] == [0, 1, 2, 3, 4]
-    assert all(0.5 < bar.get_height() < 1 for bar in bars(axes))
+    assert {round(bar.get_height(), 9) for bar in bars(axes)} == {0.72}
+    assert [drawn.get_linewidth() for drawn in axes.lines] == [1.1] * 5 + [0.8]
     *limits, zero = map(line, axes.lines)
     assert limits[0][0] == pytest.approx([-3.0, 7.0])
     assert limits[1][0] == pytest.approx([-6.0, 4.0])

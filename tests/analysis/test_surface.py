@@ -319,6 +319,7 @@ def test_two_ingredients_are_a_curve_in_its_band_by_the_first_weight() -> None:
     (drawing,) = shown(2).drawings(PERCENT)
     (axes,) = drawing.figure.axes
     curve, ring, zero = map(line, axes.lines)
+    assert (axes.lines[-1].get_linewidth(), axes.collections[0].get_linewidth()) == (0.8, [0])
     assert curve[0] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert curve[1] == pytest.approx([1.0, -6.0, 0.0, -2.0, 5.0])
     assert ring[0][0] == 0.75

@@ -140,7 +140,10 @@ def test_the_histogram_has_a_bar_for_each_number_of_categories() -> None:
     counts = [(round(bar.get_x() + bar.get_width() / 2, 6), bar.get_height()) for bar in bars(axes)]
     assert counts[:4] == [(0.2, 0), (1.2, 1), (2.2, 0), (3.2, 3)]
     assert counts[4:] == [(-0.2, 3), (0.8, 0), (1.8, 1), (2.8, 0)]
-    assert all(0.3 < bar.get_width() <= 0.4 for bar in bars(axes))  # two beside each other
+    # Two stand beside each other.
+    assert {round(bar.get_width(), 9) for bar in bars(axes)} == {0.38}
+    assert drawing.figure.get_size_inches() == pytest.approx((8.2, 2.5))
+    assert [drawn.get_linewidth() for drawn in axes.lines] == [1.4, 1.4]
     by_chance = [x[0] for x, _ in map(line, axes.lines)]
     assert by_chance == pytest.approx([2.0, 1.0])
     unknown = replace(CATEGORY_WINS, beats_all=replace(CATEGORY_WINS.beats_all, chance=None))

@@ -18,7 +18,7 @@ from souping.logs.bfcl import FAILED, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
 from souping.logs.inspect import values_of
-from souping.logs.lm_eval import read_lm_eval, samples_of
+from souping.logs.lm_eval import read_lm_eval, samples_of, texts_of
 from souping.logs.log_scores import LogScores
 from souping.logs.match import matched, moments
 from souping.logs.records import LoggedAnswer, json_lines, metrics_of, pick_model
@@ -559,3 +559,19 @@ def test_each_value_of_an_inspect_score_is_a_metric() -> None:
         ("several/x", 1, ""),
         ("several", 0, ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("responses", "answer"),
+    [
+        ([["four"]], "four"),
+        ([[[-3.0, False]], [[-1.0, True]], [[-2.0, False]]], "b"),
+        ([[[-3.5]]], ""), ([[[]]], ""), ([[-3.5]], ""), ([[None]], ""),
+    ],
+)  # fmt: skip
+def test_the_answer_to_a_choice_is_the_likeliest_continuation(
+    responses: list[Any], answer: str
+) -> None:
+    """Other responses, as the likelihood of a whole text, are no answer."""
+    requests = {f"gen_args_{n}": {"arg_0": "2 + 2?", "arg_1": text} for n, text in enumerate("abc")}
+    assert texts_of({"arguments": requests, "resps": responses}) == ("2 + 2?", answer)

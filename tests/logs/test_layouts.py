@@ -471,3 +471,27 @@ class TestInstalledPackages:
         (known,) = read_logs(write(tmp_path / "own.jsonl", [dict(self.ROWS[0])]))
         assert known.harness == "table"
         assert seen == []
+
+
+def test_a_file_of_an_installed_package_is_read_by_the_first_that_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A package whose reader fails is named with its remedy, and the next one is tried."""
+
+    def broken(path: Path) -> list[LogRow]:
+        raise RuntimeError(f"{path.name}?\nmore")
+
+    found: list[LogRow] = [{"item": "i", "score": 1.0}]
+    installed = (
+        LogLayout(name="broken", package="theirs", rows=broken),
+        LogLayout(name="tables", keys=("x",)),
+        LogLayout(name="another's", rows=lambda path: []),
+        LogLayout(name="ours", rows=lambda path: iter(found)),
+        LogLayout(name="later", rows=lambda path: [{}]),
+    )
+    monkeypatch.setattr(layouts, "installed_layouts", lambda: installed)
+    assert layouts.installed_rows(tmp_path / "log.bin") == (installed[3], found)
+    (message,) = caplog.messages
+    assert message.endswith("not read as broken: RuntimeError: log.bin?: pip uninstall theirs")
+    monkeypatch.setattr(layouts, "installed_layouts", lambda: installed[1:3])
+    assert layouts.installed_rows(tmp_path / "log.bin") is None
