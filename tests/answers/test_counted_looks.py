@@ -21,6 +21,7 @@ from scipy.stats import norm
 from souping.answers.claims import (
     Claim,
     KnownModels,
+    Look,
     Measurement,
     evaluator_digest,
     items_to_report,
@@ -32,12 +33,16 @@ from souping.answers.evaluation import Evaluation
 from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.scores import Mean, Weighted
-from souping.core.types import Item, Recipe, Record
+from souping.core.types import Item, Recipe, Record, UserError
+from souping.core.unit import BITS_PER_BYTE
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.generate import LocalEvaluator
+from souping.report.content import SplitSizes
+from souping.runs.held_out import HeldOutItems, split_sizes
 from souping.runs.run import Run
 from souping.statistics.corrections import Level
 from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recipe, show_report
+from tests.support.steps import run_settings
 
 ITEMS = make_items(4)
 MANY = [replace(item, prompt=f"{item.category} {item.prompt}") for item in make_items(100)]
@@ -197,6 +202,23 @@ class TestClaims:
         assert [look.number for look in looks] == [1, 1, 1]
         measured = [measurement.evaluator for measurement in looks[-1].measurements]
         assert measured == ["batch 8", "batch 4"]
+
+    def test_the_order_of_models_and_ingredients_makes_nothing_new(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        models = [HALF, OTHER]
+        for order in (models, models[::-1]):
+            counted_looks.show_report(
+                claim(HALF, ITEMS), ITEMS, [], Measurement.of("e", order, ITEMS)
+            )
+        first = counted_looks.show_report(
+            claim(HALF, ITEMS), ITEMS, [], Measurement.of("e", models, ITEMS)
+        )
+        assert len(first.measurements) == 1
+        swapped = recipe(0.5, 0.5, names=("b", "a"))
+        for soup in (HALF, swapped):
+            show_report(counted_looks, claim(soup, ITEMS), models=[soup])
+        assert show_report(counted_looks, claim(OTHER, ITEMS)).known == KnownModels((), missing=1)
 
     def test_ids_of_renamed_items_are_another_measurement(
         self, counted_looks: CountedLooks
@@ -437,6 +459,75 @@ class TestSearches:
         assert counted_looks.chosen_on(recipe(0.5, 0.5, names=("a", "d"))) == set(identities[:2])
         assert counted_looks.chosen_on(recipe(0.1, 0.9)) == set(identities[:3])
         assert counted_looks.chosen_on(recipe(1.0, names=("d",))) == set()
+
+
+class TestHeldOutItems:
+    """What a run says to the reader of its report of the items that it may report on."""
+
+    @pytest.fixture
+    def notes(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def held_out(self, counted_looks: CountedLooks, notes: list[str]) -> HeldOutItems:
+        return HeldOutItems(
+            settings=run_settings(candidates="ab"),
+            counted_looks=counted_looks,
+            candidates={"a": "f-a", "b": "f-b"},
+            note=notes.append,
+        )
+
+    def test_items_that_a_search_saw_are_left_out(
+        self, held_out: HeldOutItems, notes: list[str]
+    ) -> None:
+        items = tuple(MANY)
+        assert held_out.report_claim(HALF, items).items == items
+        assert notes == []
+        held_out.counted_looks.note_search(["f-a"], items[:3])
+        found = held_out.report_claim(HALF, items)
+        assert found.items == items[3:]
+        assert (found.candidates, found.soup) == (("f-a", "f-b"), HALF)
+        assert [note.split(":")[0] for note in notes] == ["3 of 200 test items are left out"]
+        assert split_sizes({"select": 5, "search": 7, "test": 200}, found, found.items[2:]) == (
+            SplitSizes(select=5, search=7, test=195, left_out=3, shown=2)
+        )
+        dry = replace(held_out, settings=replace(held_out.settings, dry_run=2))
+        assert dry.report_claim(HALF, items).items == items
+        held_out.counted_looks.note_search(["f-b"], items[:100])
+        with pytest.raises(UserError, match="category w"):
+            held_out.report_claim(HALF, items)
+
+    def test_items_that_reports_showed_and_deleted_rows_are_noted(
+        self, held_out: HeldOutItems, notes: list[str], store: Store
+    ) -> None:
+        first = claim(OTHER, MANY[:3])
+        assert held_out.items_of(first) == tuple(MANY[:3])
+        number(held_out.counted_looks, first)
+        assert held_out.items_of(claim(HALF, MANY)) == tuple(MANY[4:])
+        assert [note.split(":")[0] for note in notes] == ["4 of 200 test items are left out"]
+        with store.writing() as db:
+            db.execute("DELETE FROM measured")
+        assert len(held_out.items_of(claim(OTHER, MANY[:3]))) == 3
+        assert notes[-1].startswith("1 rows of the looks in store.sqlite were deleted")
+
+    def test_the_first_report_of_a_claim_chooses_for_all(self, held_out: HeldOutItems) -> None:
+        one = claim(HALF, ITEMS)
+        today = Choices(best="a")
+        assert held_out.first_choices(one, today) == today
+        row = Choices(best="b").to_row(held_out.candidates, ITEMS)
+        measurement = Measurement.of("e", [HALF], ITEMS)
+        held_out.counted_looks.show_report(one, ITEMS, [HALF], measurement, choices=row)
+        assert held_out.first_choices(one, today) == Choices(best="b")
+
+    def test_scores_of_known_models_are_in_inner_units(
+        self, held_out: HeldOutItems, store: Store
+    ) -> None:
+        answer(store, OTHER, ITEMS[:2], score=0.5)
+        look = Look(2, first=True, known=KnownModels((OTHER.fingerprint,), missing=3))
+        found = held_out.family_scores(look, ITEMS, BITS_PER_BYTE)
+        assert found.scores[0, :2].tolist() == [0.5 * BITS_PER_BYTE.factor] * 2
+        assert np.isnan(found.scores[0, 2:]).all()
+        assert found.missing == 3
 
 
 # ------------------------------------------------------------ whole runs

@@ -91,3 +91,9 @@ def test_a_small_category_varies_around_the_mean_of_the_strata_that_hold_small_o
     scores = design(values, categories, np.arange(6), np.array([0.5, 0.5]))
     small = scores.weights[1] * (1.0 - 3.5 / 6) / 1
     assert np.abs(scores.influence - small).min() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_single_group_shows_no_variance() -> None:
+    alone = design(np.array([0.2, 0.7]), np.zeros(2, int), np.zeros(2, int), np.ones(1))
+    assert alone.variances.tolist() == [0.0]
+    assert alone.flat.tolist() == [True]
