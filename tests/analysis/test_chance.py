@@ -47,6 +47,12 @@ def test_each_category_is_dealt_to_the_models_on_its_own() -> None:
     assert len(set(expected)) > 1
 
 
+def test_a_selector_without_a_choice_counts_as_no_low_category() -> None:
+    strict = SoCE(correlation=pearson, objective=Mean(), threshold=1e-9, fallback="error")
+    counts = low_counts_by_chance(strict, matrix(one_ability()), permutations=7)
+    assert counts.tolist() == [0] * 7
+
+
 def test_scores_without_structure_have_as_many_low_categories_as_chance_gives() -> None:
     selection = selected(SOCE, matrix(np.random.default_rng(1).random((8, 10))))
     assert selection.low_by_chance == pytest.approx(10, abs=1)

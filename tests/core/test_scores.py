@@ -205,6 +205,7 @@ def test_a_category_may_weigh_nothing_and_stand_in_several_groups() -> None:
         [1 / 4, 5 / 12, 1 / 6, 1 / 6, 0]
     )
     assert tree.groups == {"one": ("a", "b"), "two": ("b", "c", "d"), "deep": ("b", "c", "d")}
+    assert Tree(tree=["a", [{"one": ["b", "c"]}, "d"]]).groups == {"one": ("b", "c")}
     with pytest.raises(UserError, match="empty group"):
         Tree(tree={"one": ["a"], "two": []})
 

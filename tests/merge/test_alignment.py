@@ -12,12 +12,21 @@ import torch
 
 from souping.core.text import human
 from souping.core.types import UserError
-from souping.merge.alignment import check_tensor_weights, fitted, place_tensors
+from souping.merge.alignment import (
+    DEFAULT_SHARD,
+    MOST_LAYOUTS,
+    Alignment,
+    Layout,
+    check_tensor_weights,
+    fitted,
+    place_tensors,
+)
 from souping.merge.factors import Product, blocks_of
 from souping.merge.plan import PlannedTensor, base_name, tokenizer_source
 from tests.support.checkpoints import (
     expected,
     family,
+    opened,
     plan,
     random_tensors,
     same_bits,
@@ -280,3 +289,45 @@ def test_a_product_is_added_in_double_precision(transposed: bool) -> None:
     adder = Product(a, b, transposed)
     np.testing.assert_array_equal(adder.total(base, 0).astype(np.float32), whole)
     np.testing.assert_array_equal(adder.total(base[1:3], 1).astype(np.float32), whole[1:3])
+
+
+def test_tensors_of_whole_numbers_are_the_same_in_all_models(tmp_path: Path) -> None:
+    counts = torch.arange(6, dtype=torch.int64).reshape(2, 3)
+    folders = {}
+    for number, name in enumerate("ab"):
+        folders[name] = save(tmp_path / name, random_tensors(number) | {"model.counts": counts})
+    made = plan(simple(folders, (0.25, 0.75)), folders)
+    (tensor,) = [tensor for tensor in made.tensors if tensor.name == "model.counts"]
+    (band,) = tensor.bands
+    assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("I64", (2, 3), 48)
+    assert (band.op, band.start, band.count, band.weights) == ("same", 0, 6, (1.0, 1.0))
+    assert [source.ingredient for source in band.sources] == [0, 1]
+    soup = soup_of(folders, tmp_path / "soup", (0.25, 0.75))
+    assert torch.equal(soup["model.counts"], counts)
+
+
+def test_a_recipe_without_an_ingredient_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no ingredient"):
+        plan(simple(family(tmp_path, 1), (0.0,)), family(tmp_path, 1))
+
+
+def test_the_layouts_of_the_last_32_pools_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two with a limit of two, the third drops the first; weights make no other layout."""
+    folders = family(tmp_path, 3)
+    checkpoints, _ = opened(folders)
+    alignment = Alignment(checkpoints)
+    laid = []
+    original = Layout.of
+    monkeypatch.setattr(
+        Layout, "of", lambda pool, vocab: laid.append([*pool]) or original(pool, vocab)
+    )
+    monkeypatch.setattr("souping.merge.alignment.MOST_LAYOUTS", 2)
+    for names in (("m0",), ("m1",), ("m1",), ("m2",), ("m1",), ("m0",)):
+        alignment.plan(simple({name: folders[name] for name in names}, (1.0,)))
+    pair = {name: folders[name] for name in ("m0", "m1")}
+    for weights in ((0.5, 0.5), (0.1, 0.9)):
+        alignment.plan(simple(pair, weights))
+    assert laid == [["m0"], ["m1"], ["m2"], ["m0"], ["m0", "m1"]]
+    assert (MOST_LAYOUTS, DEFAULT_SHARD) == (32, 5_000_000_000)

@@ -307,6 +307,12 @@ class TestVerdicts:
         with pytest.raises(UserError, match="'good' is neither in scores nor a number"):
             judge("grade: good", verdict=grade)
 
+    def test_a_judge_waits_a_minute_and_tries_six_times_unless_told_otherwise(self) -> None:
+        own = Judge(model="small")
+        assert (own.timeout, own.retries, own.pause, own.threads) == (60.0, 5, 1.0, 8)
+        assert (own.max_tokens, own.scale, own.key) == (512, 1.0, "OPENAI_API_KEY")
+        assert own.scores == {"yes": 1.0, "no": 0.0}
+
     def test_a_prompt_without_the_answer_is_refused(self) -> None:
         with pytest.raises(UserError, match="answer"):
             Judge(model="small", prompt="$question")
