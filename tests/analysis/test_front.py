@@ -296,7 +296,7 @@ def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
     # Those without points are there for the legend.
     rest, front, ring = ((x, y) for x, y in map(line, axes.lines) if x)
     assert [drawn.get_markersize() for drawn in axes.lines][:3] == [3, 4, 14]
-    assert {bar.get_linewidth()[0] for bar in axes.collections} == {0.5}
+    assert [bar.get_linewidth() for bar in axes.collections] == [[0.5], [0.5]]
     assert drawing.figure.get_size_inches() == pytest.approx((6.4, 4.2))
     assert rest[0] == pytest.approx([50, 51])
     assert rest[1] == pytest.approx([50, 50])

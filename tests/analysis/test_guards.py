@@ -232,9 +232,9 @@ def test_losses_are_numbers_and_percentages_for_lengths(guard: Any, losses: Any)
 def test_margins_are_fractions_of_the_scale_and_below_all_of_it() -> None:
     (just,) = resolve({"safe": 99.9}, CATEGORIES, GROUPS, UNITS)
     assert just.margin == pytest.approx(0.999)
-    for loss in (100.0, 250.0):
+    for points in (100.0, 250.0):
         with pytest.raises(UserError, match=r"safe=.* must be below 100"):
-            resolve({"safe": loss}, CATEGORIES, GROUPS, UNITS)
+            resolve({"safe": points}, CATEGORIES, GROUPS, UNITS)
     (length,) = resolve({"tokens": 250.0}, CATEGORIES, GROUPS, UNITS)
     assert length.margin == pytest.approx(2.5)
     assert (length.allowed, just.allowed) == ("250 %", "99.9 points")

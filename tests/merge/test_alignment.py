@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.text import human
 from souping.core.types import UserError
 from souping.merge.alignment import (
@@ -318,11 +320,14 @@ def test_the_layouts_of_the_last_32_pools_are_kept(
     folders = family(tmp_path, 3)
     checkpoints, _ = opened(folders)
     alignment = Alignment(checkpoints)
-    laid = []
+    laid = list[list[str]]()
     original = Layout.of
-    monkeypatch.setattr(
-        Layout, "of", lambda pool, vocab: laid.append([*pool]) or original(pool, vocab)
-    )
+
+    def laid_out(pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
+        laid.append([*pool])
+        return original(pool, vocab)
+
+    monkeypatch.setattr(Layout, "of", laid_out)
     monkeypatch.setattr("souping.merge.alignment.MOST_LAYOUTS", 2)
     for names in (("m0",), ("m1",), ("m1",), ("m2",), ("m1",), ("m0",)):
         alignment.plan(simple({name: folders[name] for name in names}, (1.0,)))

@@ -177,6 +177,8 @@ def test_guards_are_corrected_for_the_models_that_were_known_and_for_names_if_th
     assert checks("keep_candidate", declared(backwards)) == first
     later = checks("keep_candidate", "")
     assert later == guard_tests(guards, pairs, 2, picked=4, limits=24)
+    assert later[0].low is not None
+    assert first[0].low is not None
     assert later[0].low < first[0].low
     assert declared(None) == ""
     for claim, outcome in (("dry_run", "dry run"), ("not_measured", "not measured")):

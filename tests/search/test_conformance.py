@@ -145,8 +145,8 @@ def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
         Fixed(weights=[0.25] * 4).start(search_space(("a", "c")), 0)
     with pytest.raises(UserError, match=r"sums to 0.9"):
         Fixed(weights=[0.4, 0.5])
-    given = ([0.4, 0.6], [0.0, 1.0], [1.0], [1.1, -0.1])
-    assert [Fixed(weights=weights).extrapolates for weights in given] == [False, False, False, True]
+    rows = ([0.4, 0.6], [0.0, 1.0], [1.0], [1.1, -0.1])
+    assert [Fixed(weights=row).extrapolates for row in rows] == [False, False, False, True]
 
 
 def two_digits(weights: Weights) -> list[str]:
@@ -274,7 +274,8 @@ class Table(RecipeEvaluator):
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         raise AssertionError("the loop submits requests")
 
-    scores = all_scores  # type: ignore[assignment]
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+        raise AssertionError("the loop submits requests")
 
     def submit(self, request: Request) -> None:
         self.open.append(request)
@@ -323,7 +324,7 @@ class Scripted(Search):
 
 def run(
     optimiser: Scripted,
-    limits: Grid,
+    limits: Optimiser,
     table: Table,
     known: Mapping[Weights, ItemScores] | None = None,
 ) -> tuple[SearchResult, list[Trial]]:
