@@ -535,7 +535,7 @@ def _doubling_samples(items: IntArray, rank: IntArray) -> list[IntArray]:
 
 
 def expected_improvement(
-    mean: FloatArray, cov: FloatArray, most: int, odds: FloatArray | float = 1.0
+    mean: FloatArray, cov: FloatArray, most: int, odds: FloatArray
 ) -> tuple[int, IntArray, FloatArray]:
     """(leader, its rivals, how fast each rival's improvement grows with its variance).
 

@@ -271,6 +271,8 @@ def test_a_page_lists_confirmed_points_first_and_says_what_was_preferred() -> No
     assert "3 of 5 soups are on the front" in first
     assert "11 evaluated soups" in first
     assert "the largest 0.5 a + 2 b" in second
+    none = replace(shown(3), goal_weights={"a": 0.0, "b": None}).section(POINTS).lines[1]
+    assert "the largest 0 a + 0 b" in none
     (table,) = section.grids
     rows = [[cell.text for cell in row] for row in table.rows]
     assert rows == [
@@ -309,6 +311,10 @@ def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
     ]
     assert [sorted(end[1] for end in bar) for bar in upright] == [pytest.approx([46, 57])] * 2
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("a %", "b %")
+    goals = tuple(Goal(name=letter * 60) for letter in "ab")
+    (long,) = replace(shown(2), goals=goals).drawings(POINTS)[0].figure.axes
+    labels = (long.get_xlabel(), long.get_ylabel())
+    assert [len(label) for label in labels] == [40 + len(" %")] * 2
     losses = replace(shown(2), goals=(Goal(name="a"), Goal(name="b", unit=BITS_PER_BYTE)))
     (other,) = losses.drawings(POINTS)[0].figure.axes
     assert (other.get_xlabel(), other.get_ylabel()) == ("a %", "b, bits per byte")

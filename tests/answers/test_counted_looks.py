@@ -155,6 +155,7 @@ class TestClaims:
         names = [item.prompt_digest for item in ITEMS]
         questions = [item.answer_digest for item in ITEMS]
         assert counted_looks.number_of("first", names) == 1
+        assert counted_looks.number_of("first", []) == 1
         assert counted_looks.show_comparison("first", names, questions).number == 1
         assert (counted_looks.number_of("first", names), counted_looks.number_of("x", names)) == (
             1,
@@ -272,6 +273,9 @@ class TestClaims:
         assert one == pair_digest(names, 3 * weights, a, 1 - a)
         assert one == pair_digest(names, weights / weights.sum(), 1 - a, a)
         assert one != pair_digest(names, weights[::-1], a, 1 - a)
+        # Stores hold such digests.
+        thirds = pair_digest(names, np.ones(3), a, 1 - a)
+        assert thirds == "f5466c5d772b3c91de3a95119668a5cfbd3483b9d66a9e35fbdeda24b8461958"
 
     def test_guards_are_those_of_the_first_report(self, counted_looks: CountedLooks) -> None:
         one = claim(HALF, ITEMS)

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import souping
+from souping.comparison import api, counted_claims, result
 from souping.comparison.several import best_models, flips_of, joint_tests
 from souping.statistics.corrections import Level
 from tests.comparison.worlds import metric, pooled
@@ -73,3 +74,8 @@ def test_of_models_that_all_lack_answers_each_is_favoured_in_its_own_test() -> N
     table = pooled(metric("t", {"a": a, "b": b}, missing=missing))
     flips = flips_of(table.scored, ("a", "b"), 0.05)
     assert best_models(table, ("a", "b"), 0.05, flips) == ("b",)
+
+
+def test_the_numbers_of_a_comparison_are_those_of_earlier_ones() -> None:
+    assert (api.FEW_GROUPS, counted_claims.MOST_LOOKS, result.SHOWN_TEXT_CHARS) == (30, 1000, 1500)
+    assert result.SCHEMA_VERSION == 1

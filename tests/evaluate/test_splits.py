@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 from souping.core.groups import groups_of
 from souping.core.protocols import Prompts
-from souping.core.types import SPLITS, Item, UserError, digest
+from souping.core.types import SPLITS, Item, Json, JsonObject, UserError, digest
 from souping.evaluate.benchmark import (
     SPLIT_SHARES,
     Benchmark,
@@ -334,3 +334,26 @@ def test_excluded_categories_are_left_out() -> None:
         included_items(tuple(items), ["w", "x"])
     with pytest.raises(UserError, match=r"benchmark\.exclude"):
         included_items(tuple(items), ["v"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, 1.5])
+def test_a_share_is_between_0_and_1(share: float) -> None:
+    with pytest.raises(UserError, match=r"benchmark\.splits\.test"):
+        shares_of({"test": share})
+
+
+def test_a_message_without_content_may_call_tools() -> None:
+    tools: Json = [{"name": "f"}]
+    call: JsonObject = {"role": "assistant", "content": None, "tool_calls": tools}
+    said: JsonObject = {"role": "assistant", "content": "wait", "tool_calls": tools}
+    row: dict[str, Json] = {"id": "1", "category": "c", "answer": "a", "messages": [call, said]}
+    (item,) = ListedItems(listed=[row]).items()
+    assert item.prompt == ({**call, "content": ""}, said)
+    wrong_messages: tuple[JsonObject, ...] = (
+        {"role": "user", "content": None},
+        {"content": "hi"},
+        {"role": "user", "content": 3},
+    )
+    for wrong in wrong_messages:
+        with pytest.raises(UserError, match="chat message"):
+            ListedItems(listed=[{**row, "messages": [wrong]}]).items()

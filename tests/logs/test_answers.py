@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from souping.core.types import UserError
+from souping.logs.answer_tables import is_scores
 from souping.logs.bfcl import FAILED, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
@@ -575,3 +576,35 @@ def test_the_answer_to_a_choice_is_the_likeliest_continuation(
     """Other responses, as the likelihood of a whole text, are no answer."""
     requests = {f"gen_args_{n}": {"arg_0": "2 + 2?", "arg_1": text} for n, text in enumerate("abc")}
     assert texts_of({"arguments": requests, "resps": responses}) == ("2 + 2?", answer)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_one_log"),
+    [
+        ([1.0], True), ([1, 0], True), ((0.5,), True), (np.zeros(1), True), ([], False), (["a.csv"], False),
+        ([np.zeros(2)], False), ([[1.0]], False), ("a.csv", False), (Path("a.csv"), False), (np.zeros((2, 2)), False),
+    ],
+)  # fmt: skip
+def test_a_list_of_numbers_is_one_log(source: Any, is_one_log: bool) -> None:
+    assert is_scores(source) is is_one_log
+
+
+def test_a_model_is_named_after_the_longest_path_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"item": f"i{n}", "category": "c", "score": n % 2, "model": "xy"[n % 2]} for n in range(4)
+    ]
+    for name in ("a", "a:x"):
+        write_csv(tmp_path / f"{name}.csv", rows)
+    (tmp_path / "d").mkdir()
+    write_run(tmp_path / "r", step=2)
+    (log,) = read_logs("r:soup")
+    assert (log.model, log.path.name) == ("soup", "r")
+    (log,) = read_logs("a:x.csv:y")
+    assert (log.model, log.path.name) == ("y", "a:x.csv")
+    with pytest.raises(UserError, match="no such file"):
+        read_logs("b:x")
+    with pytest.raises(UserError, match="r: --group topic: no item has a field 'topic'"):
+        read_logs("r", group="topic")

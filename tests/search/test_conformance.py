@@ -510,7 +510,8 @@ def test_a_query_is_of_the_simplex_or_of_a_scaled_one_and_of_items_that_there_ar
         _, trials = run(Scripted([query], weights), Adaptive(scales=[0.5]), Table())
         assert [trial.weights for trial in trials] == [weights]
     wrong = [
-        Query(weights=(0.5, 0.5), items=(20,)), Query(weights=(0.5, 0.5), items=(3, -1)),
+        Query(weights=(0.5, 0.5), items=(20,)), Query(weights=(0.5, 0.5), items=(25,)),
+        Query(weights=(0.5, 0.5), items=(3, -1)),
         Query(weights=(0.5, 0.6)), Query(weights=(1.5, -0.5)), Query(weights=(0.2, 0.2)),
     ]  # fmt: skip
     for query in wrong:

@@ -119,6 +119,7 @@ def test_half_of_the_soups_of_many_ingredients_are_of_the_grid() -> None:
     points = Adaptive().points(6)
     assert sum(min(point) > 0 for point in points[7:127]) == 120
     assert set(points[7:127]) <= set(weight_grid(6))
+    assert not set(points[127:133]) <= set(weight_grid(6))
     assert points[7:127] == spread(weight_grid(6))[:120]
 
 

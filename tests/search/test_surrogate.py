@@ -245,6 +245,7 @@ def test_shares_are_those_of_the_items() -> None:
     ("singles", "usual"),
     [
         ([[0.0, 1.0], [1.0, 0.5]], [0.0, 0.0]),
+        ([[0.1, 0.9], [0.2, 0.5]], [0.0, 0.0]),
         ([[0.0, 1.1], [1.0, 0.5]], [0.5, 0.8]),
         ([[-0.1, 1.0], [0.3, 0.5]], [0.1, 0.75]),
     ],
@@ -345,7 +346,7 @@ def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     model.fit()
 
     mean, covariance = model.objective()
-    leader, rivals, urgency = expected_improvement(mean, covariance, 12)
+    leader, rivals, urgency = expected_improvement(mean, covariance, 12, np.ones(5))
     worth = np.zeros((5, 2))
     for c in range(2):
         posterior = model.posterior(c)
@@ -476,3 +477,26 @@ def test_the_numbers_that_a_search_rests_on_are_those_of_earlier_ones() -> None:
     assert surrogate.BEND_LENGTHS == (0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.2)
     assert (surrogate.SHARED_CORRELATIONS, surrogate.REACH) == ((0.1, 0.3, 0.5), (0.4, 1.2))
     assert (surrogate.POSTERIOR_DRAWS, surrogate.SLOPE_STEP) == (512, 1e-6)
+
+
+def test_two_answers_show_a_variance_and_one_does_not() -> None:
+    """Of one soup: 0 and 1 have the mean 0.5 and the variance 0.5; another soup's single answer says nothing."""
+    model = SoupModel(TABLE, [[np.arange(1), np.arange(1, 2)]], np.ones(1))
+    model.requested[1] = True
+    model.observe(1, slice(None), np.array([0.0, 1.0]))
+    model.observe(2, [0], np.array([1.0]))
+    model.fit()
+    assert np.diag(model.noise[0]) == pytest.approx(np.full(5, 0.5))
+    assert model.level[0][1] == pytest.approx(0.5)
+
+
+def test_of_equal_soups_the_one_of_fewer_ingredients_is_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = [(0.5, 0.5), (0.0, 1.0), (1.0, 0.0)]
+    search = Adaptive().over(points, known_space(1, False), 0)
+    monkeypatch.setattr(SoupModel, "objective", lambda self: (np.zeros(3), np.eye(3)))
+    assert search.best() == (0.0, 1.0)
+    equal = np.array([1e-10, 0.0, 0.0])
+    monkeypatch.setattr(SoupModel, "objective", lambda self: (equal, np.eye(3)))
+    assert search.best() == (0.0, 1.0)

@@ -408,3 +408,19 @@ def test_the_numbers_that_power_rests_on_are_those_of_earlier_reports() -> None:
     )
     assert (planned.FUTURE_ERRORS, planned.FUTURES, planned.MOST_TIMES) == (24, 4000, 2.0**40)
     assert (planned.POWER_HALVINGS, planned.TIMES_HALVINGS, planned.ITEMS_HALVINGS) == (24, 40, 20)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_gain_is_that_of_the_same_simulated_splits_as_in_earlier_reports(count: int) -> None:
+    """Of equal candidates, with 4,000 splits by the seed 0: true levels, then errors of candidates, then the soup's."""
+    power = power_of(published(count), ITEMS, Mean(), 0.05)
+    rng = np.random.default_rng(0)
+    rng.standard_normal((4000, count))  # no difference between the levels is believed
+    sd = math.sqrt(0.1 / 2 / len(ITEMS))
+    errors = sd * rng.standard_normal((4000, count))
+    # Two candidates differ with the variance 2 sd^2, and the soup from each of them as much.
+    soup = sd * math.sqrt((count + 1) / count) * rng.standard_normal((4000, 1))
+    differences = errors + soup - errors.mean(axis=1, keepdims=True)
+    demanded = stats.norm.ppf(0.975) * differences.std(axis=0) + differences
+    assert power is not None
+    assert power.gain == pytest.approx(np.quantile(demanded.max(axis=1), 0.8), rel=1e-7)

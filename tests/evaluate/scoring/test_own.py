@@ -17,6 +17,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import load_scorers, score
 from souping.evaluate.scoring.judge import Judge
+from souping.evaluate.servers.server_process import ServerError
 from tests.conftest import Cli, pool_of
 from tests.support.http import FakeServer, Handler, serving
 
@@ -312,6 +313,18 @@ class TestVerdicts:
         assert (own.timeout, own.retries, own.pause, own.threads) == (60.0, 5, 1.0, 8)
         assert (own.max_tokens, own.scale, own.key) == (512, 1.0, "OPENAI_API_KEY")
         assert own.scores == {"yes": 1.0, "no": 0.0}
+
+    def test_pauses_between_tries_double(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pauses = list[float]()
+
+        def busy(*request: object) -> bytes:
+            raise ServerError("busy", status=503)
+
+        monkeypatch.setattr("souping.evaluate.scoring.judge.post", busy)
+        monkeypatch.setattr("souping.evaluate.scoring.judge.time.sleep", pauses.append)
+        with pytest.raises(UserError, match="HTTP 503"):
+            Judge(model="small", key="", retries=4, pause=0.5)(QUESTION, "x")
+        assert pauses == [0.5, 1.0, 2.0, 4.0]
 
     def test_a_prompt_without_the_answer_is_refused(self) -> None:
         with pytest.raises(UserError, match="answer"):

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from souping.core.types import Item, UserError, UserScorer
-from souping.evaluate.scoring import check_item, chosen_letter, last_number, score, user_scores
+from souping.evaluate.scoring import (
+    call_reader,
+    calls,
+    check_item,
+    chosen_letter,
+    last_number,
+    score,
+    user_scores,
+)
 from souping.evaluate.scoring.call_reader import depth, number, pieces, unescape
 from souping.evaluate.scoring.calls import Unparsable, parse_calls, plain_value, standardise
 
@@ -415,3 +423,11 @@ def test_elements_are_free_where_a_variable_is_allowed() -> None:
     assert not right(answer, "f(a=[1, 3])")
     only_lists = typed("array", [[1, 2]], items={"type": "integer"})
     assert not right(only_lists, "f(a=['1', '2'])")
+
+
+def test_the_limits_of_a_text_of_calls_are_those_of_earlier_scores() -> None:
+    assert (calls.LONGEST_OUTPUT_CHARS, calls.DEEPEST, call_reader.MOST_CHECKS) == (
+        8_000,
+        40,
+        2_000,
+    )
