@@ -271,6 +271,8 @@ def test_a_result_has_the_band_of_the_answers() -> None:
     assert (result.split_items, result.soups, result.split) == (120, len(by_weights), "search")
     assert result.chosen == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert result.ingredients == NAMES[:3]
+    alone = run_result(3, soups=dataclasses.replace(plain.soups, soup=plain.single("bee")))
+    assert alone.chosen == (0.0, 1.0, 0.0)
 
 
 def test_a_surface_takes_five_soups_and_at_most_400(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from souping.logs.match import matched, moments
 from souping.logs.records import LoggedAnswer, json_lines, metrics_of, pick_model
 from souping.logs.runs import read_run
 from souping.logs.sources import read_logs
+from tests.support.bfcl_logs import calls, write_project
 from tests.support.logs import PYTHON, Frame, log, match, metric, write_csv
 from tests.support.runs import answered, write_run
 
@@ -608,3 +609,13 @@ def test_a_model_is_named_after_the_longest_path_that_exists(
         read_logs("b:x")
     with pytest.raises(UserError, match="r: --group topic: no item has a field 'topic'"):
         read_logs("r", group="topic")
+
+
+@pytest.mark.parametrize("failed", [0, 1, 2, 3])
+def test_items_that_a_score_file_lists_failed(failed: int, tmp_path: Path) -> None:
+    names = [f"multiple_{n}" for n in range(3)]
+    project = write_project(tmp_path, {"multiple": calls("multiple", "fgh")}, names[:failed])
+    (log,) = read_logs(project)
+    (one,) = log.tasks["multiple"].metrics.values()
+    scores = {answer.item: answer.score for answer in one.answers}
+    assert scores == {name: float(n >= failed) for n, name in enumerate(names)}

@@ -336,3 +336,20 @@ def test_the_layouts_of_the_last_32_pools_are_kept(
         alignment.plan(simple(pair, weights))
     assert laid == [["m0"], ["m1"], ["m2"], ["m0"], ["m0", "m1"]]
     assert (MOST_LAYOUTS, DEFAULT_SHARD) == (32, 5_000_000_000)
+
+
+def test_what_is_mixed_is_mixed_in_any_dtype_and_only_what_keeps_its_dtype_is_copied(
+    tmp_path: Path,
+) -> None:
+    folders = {
+        "narrow": save(tmp_path / "narrow", random_tensors(0)),
+        "wide": save(tmp_path / "wide", random_tensors(1, torch.float32)),
+    }
+    made = plan(replace(simple(folders, (0.5, 0.5)), method="slerp"), folders)
+    assert {(band.op, tensor.dtype) for tensor in made.tensors for band in tensor.bands} == {
+        ("mix", "F32")
+    }
+    for name, op in (("narrow", "linear"), ("wide", "copy")):
+        alone = replace(simple({name: folders[name]}, (1.0,)), dtype="float32")
+        made = plan(alone, folders)
+        assert {band.op for tensor in made.tensors for band in tensor.bands} == {op}

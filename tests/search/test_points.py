@@ -265,6 +265,8 @@ def test_a_search_usually_takes_7_items_by_powers_of_its_sizes(
 
 def test_scales_add_each_mixture_farther_from_the_base() -> None:
     plain = Adaptive(step=0.25).points(2)
+    thirds = Adaptive(step=0.25, scales=[1 / 3]).points(2)
+    assert (0.083333333333, 0.25) in thirds
     scaled = Adaptive(step=0.25, scales=[1.5, 0.5]).points(2)
     mixtures = [point for point in plain if max(point) < 1]
     assert scaled[:3] == anchors(2)
