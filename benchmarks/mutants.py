@@ -3,14 +3,15 @@
     python benchmarks/mutants.py [--salt TEXT] [--count 200] [--rooms NAME ..] [--workers 2] [--record]
         [--seconds 90] [--again OLD.csv] [--out build/mutants/mutants.csv]
 
-Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, outside annotations. The sample is the
+Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, outside annotations and the `*` of
+signatures. The sample is the
 `count` of them with the smallest SHA-256 of `salt:file:operator:occurrence`, at most one for each place in the code.
 `--again` takes the survivors of an earlier table instead.
 
 The first call runs the quick tests of `ROOMS` once under coverage, which records the lines that each test executes;
 `--record` does so again. A mutant is then run against the tests that execute its statement (the quickest first, until
 the first failure), in a copy of the repository. A statement that runs at import is that of all tests in the files whose
-tests execute its file, and of the tests that read the sources.
+tests execute its file. The tests that read the sources execute none, and are run last against every mutant.
 Tests that kill a mutant are at the end run without one: one that fails there is an error of this measurement.
 """
 
@@ -20,6 +21,8 @@ import argparse
 import ast
 import csv
 import hashlib
+import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -30,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tokenize
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -63,6 +67,8 @@ METHOD_TESTS = (
     "tests/evaluate/test_command.py",
     "tests/logs",
 )
+ITEM_TESTS = (*METHOD_TESTS, "tests/evaluate/test_questions.py", "tests/test_library.py")
+LOG_TESTS = (*METHOD_TESTS, "tests/comparison")
 CLAIM_TESTS = (
     "tests/statistics",
     "tests/comparison",
@@ -72,14 +78,16 @@ CLAIM_TESTS = (
     "tests/report/test_content.py",
     "tests/report/test_report.py",
 )
+COMPARISON_TESTS = (*CLAIM_TESTS, "tests/logs")
 ANALYSIS_TESTS = (
     "tests/analysis",
     "tests/answers/test_counted_looks.py",
+    "tests/comparison/test_runs.py",
     "tests/runs/test_trajectory.py",
     "tests/runs/test_router.py",
 )
 STRUCTURE_TESTS = ("tests/test_layers.py",)
-"""Tests that read the sources: they are run against the statements that run at import, besides those of the room."""
+"""Tests that read the sources: they are run against every mutant, after those of the room."""
 MERGE_FILES = ("merge/alignment.py", "merge/plan.py", "merge/factors.py", "merge/adapters.py")
 EVIDENCE_FILES = ("runs/evidence.py", "runs/verdict.py", "runs/goals.py")
 LOOK_FILES = (
@@ -94,11 +102,11 @@ ROOMS: Mapping[str, Room] = {
     "merge": Room(MERGE_FILES, METHOD_TESTS),
     "scores": Room(("core/scores.py", "evaluate/scoring/*.py"), METHOD_TESTS),
     "units": Room(("core/unit.py",), METHOD_TESTS),
-    "splits": Room(("evaluate/benchmark.py",), METHOD_TESTS),
-    "logs": Room(("logs/*.py",), METHOD_TESTS),
+    "splits": Room(("evaluate/benchmark.py",), ITEM_TESTS),
+    "logs": Room(("logs/*.py",), LOG_TESTS),
     "statistics": Room(("statistics/*.py",), CLAIM_TESTS),
-    "comparison": Room(("comparison/*.py",), CLAIM_TESTS),
-    "evidence": Room(EVIDENCE_FILES, CLAIM_TESTS),
+    "comparison": Room(("comparison/*.py",), COMPARISON_TESTS),
+    "evidence": Room(EVIDENCE_FILES, (*CLAIM_TESTS, "tests/runs/test_router.py")),
     "analysis": Room(("analysis/*.py",), ANALYSIS_TESTS),
     "looks": Room(LOOK_FILES, ANALYSIS_TESTS),
 }
@@ -111,6 +119,8 @@ OPERATORS = re.compile(
     r"|ZeroIterationForLoop|RemoveDecorator)|core/ReplaceComparisonOperator_(Is_IsNot|IsNot_Is)"
 )
 """Faults that people make. Of the others (a shift for a sum, `is` for `<`), most end in a TypeError at once."""
+Span = tuple[tuple[int, int], tuple[int, int]]
+"""First place, and the place after the last: (line, column) each."""
 PRELOADED = (
     "pytest", "hypothesis", "numpy", "scipy.stats", "scipy.sparse.csgraph", "scipy.optimize", "torch", "transformers",
     "safetensors.torch", "hydra", "llvmlite.binding", "nevergrad",
@@ -153,7 +163,8 @@ def mutants_of(room: str, path: Path) -> Iterator[Mutant]:
     from cosmic_ray import plugins
     from cosmic_ray.ast import ast_nodes, get_ast_from_path
 
-    annotated = annotation_spans(path.read_text())
+    source = path.read_text()
+    meaningless = [*annotation_spans(source), *keyword_marks(source)]
     nodes = list(ast_nodes(get_ast_from_path(path)))
     for name in filter(OPERATORS.fullmatch, plugins.operator_names()):
         operator = plugins.get_operator(name)()
@@ -161,7 +172,7 @@ def mutants_of(room: str, path: Path) -> Iterator[Mutant]:
         for node in nodes:
             for start, _ in operator.mutation_positions(node):
                 occurrence += 1
-                if any(first <= start < last for first, last in annotated):
+                if any(first <= start < last for first, last in meaningless):
                     continue
                 yield Mutant(
                     room=room,
@@ -173,7 +184,7 @@ def mutants_of(room: str, path: Path) -> Iterator[Mutant]:
                 )
 
 
-def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def annotation_spans(source: str) -> list[Span]:
     """Where annotations begin and end: `|` computes nothing in them."""
     annotations = list[ast.expr | None]()
     for node in ast.walk(ast.parse(source)):
@@ -188,6 +199,13 @@ def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]
             end = (annotation.end_lineno or 0, annotation.end_col_offset or 0)
             spans.append((start, end))
     return spans
+
+
+def keyword_marks(source: str) -> list[Span]:
+    """Where a `*` of a signature is, after which arguments have keywords: it multiplies nothing."""
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    pairs = itertools.pairwise(tokens)
+    return [(star.start, star.end) for star, comma in pairs if (star.string, comma.string) == ("*", ",")]
 
 
 def drawn(mutants: Sequence[Mutant], salt: str, count: int) -> list[Mutant]:
@@ -292,8 +310,7 @@ def executing_tests(mutant: Mutant, seconds: Mapping[str, float]) -> set[str]:
     span = statement_span((ROOT / mutant.file).read_text(), mutant.line)
     if span is not None:
         return set().union(*(by_line.get(line, set()) for line in span))
-    files = set(STRUCTURE_TESTS)
-    files |= {test.partition("::")[0] for test in set().union(*by_line.values())}
+    files = {test.partition("::")[0] for test in set().union(*by_line.values())}
     return {test for test in seconds if test.partition("::")[0] in files}
 
 
@@ -418,13 +435,14 @@ def judge(mutant: Mutant, tests: Sequence[str], seconds: float) -> Mutant:
 def judged(mutants: Sequence[Mutant], workers: int, most: float) -> Iterator[Mutant]:
     """Outcomes in the order of the mutants, each of tests that take `most` seconds."""
     seconds = durations({mutant.room for mutant in mutants})
+    structure = sorted(test for test in seconds if test.startswith(STRUCTURE_TESTS))
     for name in PRELOADED:
         import_module(name)
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         outcomes = []
         for mutant in mutants:
-            tests = quickest(executing_tests(mutant, seconds), seconds, most)
+            tests = quickest(executing_tests(mutant, seconds), seconds, most) + structure
             total = sum(seconds[test] for test in tests)
             outcomes.append(pool.submit(judge, mutant, tests, total))
         for outcome in outcomes:

@@ -153,6 +153,7 @@ class Answers(RecipeEvaluator):
     whole_splits = False
     reused = 0
     full_batch = 64
+    min_items = 1
     slots = 1
 
     def __init__(self, world: World, items: Sequence[Item], rng: np.random.Generator) -> None:

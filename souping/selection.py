@@ -72,7 +72,7 @@ def ranking(
     counted = np.array([name not in exclude for name in scores.categories])
     # Without a category that counts, all are equal.
     if objective.linear or not counted.any():
-        totals = values @ np.where(counted, coefficients, 0.0)
+        totals = values @ (coefficients * counted)
     else:
         names = [name for name in scores.categories if name not in exclude]
         totals = objective.value(values[:, counted], names)

@@ -355,6 +355,28 @@ def test_data_cannot_change_after_it_was_checked() -> None:
     assert open_to_change == CHANGING
 
 
+def lenient_zips(text: str, tree: ast.Module) -> list[int]:
+    """Lines with a `zip` of lists that may differ in length, and no comment above that says why."""
+    lines = text.splitlines()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "zip":
+            is_strict = any(ast.unparse(keyword) == "strict=True" for keyword in node.keywords)
+            above = lines[max(0, node.lineno - 2)].strip()
+            if not is_strict and not above.startswith("#"):
+                found.append(node.lineno)
+    return found
+
+
+def test_lists_that_are_paired_have_one_length_or_a_comment() -> None:
+    """`zip` drops what is left of the longer list."""
+    trees = package_trees()
+    lines = {name: lenient_zips(text, trees[name]) for name, text in package_texts().items()}
+    assert {name: found for name, found in lines.items() if found} == {}
+    planted = "# why\nzip(a, b, strict=False)\nzip(a, b)\nzip(a, b, strict=True)"
+    assert lenient_zips(planted, ast.parse(planted)) == [3]
+
+
 def test_files_and_functions_stay_small() -> None:
     assert {name: n for name, text in package_texts().items() if (n := tokens(text)) > 4500} == {}
     lengths = {f"{module}.{node.name}": length(node) for module, node in package_functions()}

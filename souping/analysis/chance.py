@@ -29,7 +29,7 @@ def selected(selector: Selector, scores: ScoreMatrix) -> Selection:
     if selection.low_correlation:
         counts = low_counts_by_chance(selector, scores)
         by_chance = float(counts.mean())
-        notes.append(_low_note(selection, counts))
+        notes.append(low_note(selection, counts))
     # Correlations over few models are uncertain.
     if warning := few_models(len(scores.models)):
         notes.append(warning)
@@ -54,7 +54,7 @@ def low_counts_by_chance(
     return np.array(counts)
 
 
-def _low_note(selection: Selection, counts: IntArray) -> str:
+def low_note(selection: Selection, counts: IntArray) -> str:
     """`9 of 10 categories are low-correlation; ... 8.7 on average: no more than chance`."""
     low = len(selection.low_correlation)
     as_many = (1 + (counts >= low).sum()) / (1 + len(counts))

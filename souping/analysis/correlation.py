@@ -94,9 +94,8 @@ def spearman(scores: FloatArray) -> Correlations:
     Interval: se(z) = sqrt((1 + r^2 / 2) / (M - 3)) (Bonett and Wright 2000), nan limits below 4 models.
     """
     check_columns(scores)
-    # Rank less the mean rank: half of how many scores are below, less how many are above.
-    ranks = _signs(scores).sum(axis=1) / 2
-    rho = _cosines(ranks)
+    # Twice the rank less the mean rank: how many scores are below, less how many are above.
+    rho = _cosines(_signs(scores).sum(axis=1))
     return _with_interval(rho, 1 + rho**2 / 2, len(scores) - 3)
 
 

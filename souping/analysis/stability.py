@@ -230,7 +230,7 @@ def _pairs(
     without_noise = bootstrap_low
     if tables is not None and items is not None:
         rhos = [correlated(correlation, means).rho for means in tables]
-        bootstrap_low, bootstrap_high = _percentiles(rhos)
+        bootstrap_low, bootstrap_high = percentiles(rhos)
         without_noise = disattenuated(items)
 
     pairs = []
@@ -249,7 +249,7 @@ def _pairs(
     return tuple(pairs)
 
 
-def _percentiles(rhos: Sequence[FloatArray]) -> FloatArray:
+def percentiles(rhos: Sequence[FloatArray]) -> FloatArray:
     """2.5 and 97.5 percent points [2, C, C] over the draws that have a correlation; nan if fewer than half do."""
     stack = np.stack(rhos)
     known = 2 * np.isfinite(stack).sum(axis=0) >= len(stack)

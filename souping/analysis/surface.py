@@ -300,6 +300,7 @@ class SurfaceResult(AnalysisResult):
         """How many mixtures are better or worse than the uniform soup: their limits exclude 0."""
         above = 0
         below = 0
+        # In an edited file, the lists may differ in length.
         for low, high in zip(self.objective.low, self.objective.high, strict=False):
             limits = (unit.gain(low), unit.gain(high))
             above += min(limits) > 0

@@ -606,7 +606,7 @@ class ItemWinsResult(AnalysisResult):
     def _failures(self) -> TableGrid:
         """What the soup solves where none, one, .. and all of the ingredients fail."""
         last = len(self.by_failures) - 1
-        words = {0: "none", 1: "exactly one"} if last > 1 else {0: "none"}
+        words = {0: "none", 1: "exactly one"}
         words[last] = "all"
         rows = []
         for failing, row in enumerate(self.by_failures):

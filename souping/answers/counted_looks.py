@@ -14,7 +14,6 @@ The table `written` counts the rows that were written: deleted rows are noticed.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -183,13 +182,11 @@ class CountedLooks:
         query = "SELECT fingerprint FROM contents JOIN members ON content = contents.id WHERE item_set = ?"
         with self._store.reading() as db:
             mixtures = _Mixtures(db)
-            ingredients = mixtures.of(parts_of(recipe)).keys()
+            ingredients = mixtures.ingredients(parts_of(recipe))
             searches = db.execute("SELECT item_set, ingredients FROM searches").fetchall()
             item_sets = set()
             for item_set, candidates in searches:
-                # Any weights do: only the ingredients count.
-                mixture = mixtures.of(dict.fromkeys(json.loads(candidates), 1.0))
-                if ingredients & mixture.keys():
+                if ingredients & mixtures.ingredients(json.loads(candidates)):
                     item_sets.add(item_set)
             prompt_digests = set()
             for item_set in item_sets:
@@ -216,7 +213,7 @@ class CountedLooks:
 
 
 class _Mixtures:
-    """Models as mixtures of ingredients, which are identified by their weights alone.
+    """Ingredients of models, which are identified by their weights alone.
 
     Rows hold fingerprints as recipes have them. They are replaced by digests of weights on reading, because the store
     may meet an ingredient after a soup of it. A candidate that is a soup stands for its own ingredients.
@@ -228,22 +225,20 @@ class _Mixtures:
         for name, weights, soup in db.execute("SELECT fingerprint, weights, soup FROM folders"):
             self._known[str(name)] = (str(weights), str(soup))
 
-    def of(self, parts: Mixture, depth: int = DEEP) -> Mixture:
-        """{digest of an ingredient's weights: share}, with sum 1, of a model's parts {fingerprint: weight}.
+    def ingredients(self, parts: Iterable[str], depth: int = DEEP) -> set[str]:
+        """Digests of the weights of a model's ingredients, by the fingerprints of its parts.
 
         A part that is a soup is replaced by its own parts, down to `depth` levels. Parts whose folder was never seen
         keep their fingerprints.
         """
-        shares: Mixture = {}
-        total = math.fsum(parts.values()) or 1.0
-        for fingerprint, weight in parts.items():
+        ingredients = set[str]()
+        for fingerprint in parts:
             weights_digest, soup_parts = self._known.get(fingerprint, ("", ""))
-            ingredients = {weights_digest or fingerprint: 1.0}
             if soup_parts and depth:
-                ingredients = self.of(json.loads(soup_parts), depth - 1)
-            for ingredient, share in ingredients.items():
-                shares[ingredient] = shares.get(ingredient, 0.0) + share * weight / total
-        return {ingredient: share for ingredient, share in shares.items() if share}
+                ingredients |= self.ingredients(json.loads(soup_parts), depth - 1)
+            else:
+                ingredients.add(weights_digest or fingerprint)
+        return ingredients
 
 
 def _prompt_digests(items: Iterable[Item]) -> list[str]:
@@ -283,7 +278,7 @@ def _write_look(
     mixtures = _Mixtures(db)
     for parts in map(parts_of, models):
         # A model of one ingredient is no soup.
-        if len(mixtures.of(parts)) > 1:
+        if len(mixtures.ingredients(parts)) > 1:
             _insert(db, "shown", _rounded(parts), item_set)
     number, known, declared = db.execute(query, (claim,)).fetchone()
     soups, missing = json.loads(known)
@@ -342,7 +337,7 @@ def _family(
         parts = parts_of(recipe)
         text = _rounded(parts)
         stored.add(text)
-        in_family = not models or len(mixtures.of(parts)) > 1
+        in_family = not models or len(mixtures.ingredients(parts)) > 1
         if in_family and (text in shown_mixtures or recipe.fingerprint not in reported):
             soups.append(recipe.fingerprint)
     # Shown soups without an answer in the store are only counted.

@@ -486,22 +486,21 @@ def comparison_page(result: CompareResult, flips: int = 0) -> str:
 
 
 def chart(rows: Sequence[RowVerdict]) -> str:
-    """Differences with their intervals as SVG, in points or the metric's unit; a dashed line is the margin."""
-    scale = 100 if rows[0].fraction else 1
+    """Differences with their intervals as SVG; a dashed line is the margin."""
     # The margin is a loss: on which side of 0 it is.
     loss = -1 if rows[0].higher_is_better else 1
     # Everything that is drawn lies between `low` and `high`.
     values = [0.0]
     for row in rows:
         margin = loss * (row.margin or 0.0)
-        values += [scale * row.low, scale * row.high, scale * margin]
+        values += [row.low, row.high, margin]
     low = min(values)
     high = max(values)
     bottom = ROW * len(rows)
 
     # Horizontal place of a value: the chart has 420 units of 480, and its numbers need the others.
     def x(value: float) -> str:
-        return f"{30 + (value - low) / max(high - low, 1e-6) * 420:.1f}"
+        return f"{30 + (value - low) / max(high - low, 1e-8) * 420:.1f}"
 
     marks = [f'<path d="M{x(0)} 0V{bottom + 4}"/>']
     for place, row in enumerate(rows):
@@ -509,14 +508,14 @@ def chart(rows: Sequence[RowVerdict]) -> str:
         name = escape_html(short(row.name))
         outline = 'stroke="var(--page)" stroke-width="4" paint-order="stroke"'
         marks.append(f'<text x="6" y="{y - 12}" {outline}>{name}</text>')
-        interval = f"M{x(scale * row.low)} {y}H{x(scale * row.high)}"
+        interval = f"M{x(row.low)} {y}H{x(row.high)}"
         marks.append(f'<path d="{interval}" stroke-width="2"/>')
-        marks.append(f'<circle cx="{x(scale * row.difference)}" cy="{y}" r="4"/>')
+        marks.append(f'<circle cx="{x(row.difference)}" cy="{y}" r="4"/>')
         if row.margin is not None:
-            tick = f"M{x(loss * scale * row.margin)} {y - 8}v16"
+            tick = f"M{x(loss * row.margin)} {y - 8}v16"
             marks.append(f'<path d="{tick}" stroke-dasharray="3 3"/>')
     for value in sorted({low, 0.0, high}):
-        number = amount(rows[0], value / scale, sign=True)
+        number = amount(rows[0], value, sign=True)
         marks.append(f'<text x="{x(value)}" y="{bottom + 20}" text-anchor="middle">{number}</text>')
     return _figure(rows, bottom + 30, "".join(marks))
 

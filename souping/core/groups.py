@@ -24,10 +24,9 @@ def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     size = len(ids) + len(text_numbers)
     graph = csr_matrix((np.ones(len(edges)), (id_ends, len(ids) + text_ends)), shape=(size, size))
 
-    # Each node has the label of its component: first the ids, then the texts, which are not paired with a name below.
+    # Each node has the label of its component: first the ids, then the texts.
     _, labels = connected_components(graph, directed=False)
     first_id = dict[int, str]()
-    return {
-        name: first_id.setdefault(label, name)
-        for name, label in zip(ids, labels.tolist(), strict=False)
-    }
+    # Texts have no name.
+    named_labels = zip(ids, labels.tolist(), strict=False)
+    return {name: first_id.setdefault(label, name) for name, label in named_labels}

@@ -164,6 +164,7 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
 def _shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens at the beginning two sequences have in common."""
     count = 0
+    # The longer one may go on after the other ends.
     for a, b in zip(first, second, strict=False):
         if a != b:
             break

@@ -147,7 +147,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
         if not isinstance(text, str):
             text = _options([message.text for message in text])
         tokens = [usage.output_tokens for usage in sample.model_usage.values()]
-        for name, value, output in _values(sample.scores) if sample.scores else unscored:
+        for name, value, output in values_of(sample.scores) if sample.scores else unscored:
             score = math.nan
             if value is not None:
                 try:
@@ -170,7 +170,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
             yield name, answer
 
 
-def _values(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
+def values_of(scores: Mapping[str, Score]) -> Iterator[tuple[str, Json, str]]:
     """(metric, value, text of the answer) of {scorer: score} of one sample; each value of a score is a metric."""
     for name, score in scores.items():
         answer = score.answer or ""

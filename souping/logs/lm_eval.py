@@ -93,6 +93,7 @@ def samples_of(path: Path) -> Iterator[tuple[str, LogRow]]:
 
 def requests_of(sample: LogRow) -> Iterator[tuple[Json, Json]]:
     """(arguments, responses) of each request of a sample; a choice has one request per continuation."""
+    # A damaged line may lack some.
     return zip(part(sample, "arguments").values(), list_at(sample, "resps"), strict=False)
 
 
@@ -242,7 +243,7 @@ def _sample_answers(
     grouped.
     """
     doc_hash = sample.get("doc_hash", "")[:16]
-    prompt, output = _texts(sample)
+    prompt, output = texts_of(sample)
     # The first response to the first request.
     response = sample["resps"][0][0]
     doc_group = doc_hash
@@ -255,7 +256,8 @@ def _sample_answers(
         # NaN is not equal to itself.
         if isinstance(value, int | float) and value == value:
             # A mean of scores this large is refused later, and the sum stays finite.
-            score = float(max(-2 * LARGEST_FIGURE, min(value, 2 * LARGEST_FIGURE)))
+            limit = 2 * LARGEST_FIGURE
+            score = float(max(-limit, min(value, limit)))
         answer = LoggedAnswer(
             item=f"{sample['doc_id']} {doc_hash}".rstrip(),
             score=score,
@@ -269,7 +271,7 @@ def _sample_answers(
         yield f"{name},{sample.get('filter', 'none')}".removesuffix(",none"), answer
 
 
-def _texts(sample: LogRow) -> tuple[str, str]:
+def texts_of(sample: LogRow) -> tuple[str, str]:
     """(prompt, answer) of a line of samples; the answer to a choice is the likeliest continuation."""
     requests = [list(request.values()) for request in sample["arguments"].values()]
     prompt = str(requests[0][0])

@@ -487,7 +487,7 @@ def _owner(module: torch.nn.Module, site: Site) -> torch.nn.Module:
             parameters = dict(owner.named_parameters(recurse=False))
             if site.absent and last not in parameters:
                 zeros = parameters["weight"].new_zeros(site.tensor.shape)
-                parameters[last] = torch.nn.Parameter(zeros, requires_grad=False)
+                parameters[last] = torch.nn.Parameter(zeros)
                 owner.register_parameter(last, parameters[last])
             if last in parameters and tuple(parameters[last].shape) == site.tensor.shape:
                 return owner

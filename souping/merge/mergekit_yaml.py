@@ -15,8 +15,9 @@ EXPORTED_METHODS = ("linear", "task_arithmetic", "slerp")
 def document_of(recipe: Recipe, paths: Sequence[str]) -> dict[str, Json]:
     """What all YAML of a recipe has: method, dtypes, and the ingredients with their weights.
 
-    `paths` are the ingredients' folders. The folder of a base model may follow; it has no weight and is left out.
+    `paths` are the ingredients' folders. The folder of a base model may follow; it is left out.
     """
+    # A base model has no weight.
     pairs = zip(paths, recipe.weights, strict=False)
     models: list[Json] = [
         {"model": path, "parameters": {"weight": weight}} for path, weight in pairs

@@ -344,9 +344,9 @@ class ThreadBuffers(threading.local):
         starts = [0, *itertools.accumulate(count * LINE for count in lines)]
         if starts[-1] > len(self._slab):
             self._slab = np.empty(max(starts[-1], LARGE), np.uint8)
-        return [
-            self._slab[start : start + size] for start, size in zip(starts, sizes, strict=False)
-        ]
+        # The last start is the end.
+        places = zip(starts, sizes, strict=False)
+        return [self._slab[start : start + size] for start, size in places]
 
 
 ReadTiles = Callable[[Chunk, int, Raw, list[Tile] | None], None]

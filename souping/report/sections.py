@@ -88,6 +88,7 @@ def summary(report: Report) -> list[str]:
     # Only the command `souping rebuild 'SOUP/recipe.json'` has the soup's folder.
     place = re.search(r"rebuild '?(.+?)/recipe\.json", clean(report.rebuild))
     if place and recipe is not None:
+        # In an edited file, the lists may differ in length.
         pairs = zip(recipe.weights, recipe.ingredients, strict=False)
         mixture = " + ".join(f"{four_digits(share)} {clean(name)}" for share, name in pairs)
         lines.append(

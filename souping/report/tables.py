@@ -326,6 +326,7 @@ def _rounding(rounding: Rounding) -> str:
 def experts(report: Report) -> TableGrid:
     """One line per ingredient: its weight, its categories, and the share of bootstrap draws that select it again."""
     recipe = report.recipe
+    # In an edited file, the lists may differ in length.
     weights = dict(zip(recipe.ingredients, recipe.weights, strict=False)) if recipe else {}
     reselected = (report.stability.ingredients if report.stability else None) or {}
     lines = []

@@ -116,7 +116,7 @@ class ContenderScores:
     others: Sequence[Contender]
     scores: Mapping[str, ItemScores]
     objective: Objective
-    look: int = 1
+    look: int
     known: KnownScores | None = None
 
     @property

@@ -343,7 +343,6 @@ class AdaptiveSearch(Search):
         available = unrequested.any(axis=2)
         next_sample = unrequested.argmax(axis=2)
         price = self._model.size[np.arange(unrequested.shape[1]), next_sample]
-        worth = np.where(available, worth, 0.0)
         price = np.where(available, price, np.inf)
 
         # Worth and items [S, C] of the best category, of the best two, ..
@@ -536,7 +535,7 @@ def _doubling_samples(items: IntArray, rank: IntArray) -> list[IntArray]:
 
 
 def expected_improvement(
-    mean: FloatArray, cov: FloatArray, most: int, odds: FloatArray | float = 1.0
+    mean: FloatArray, cov: FloatArray, most: int, odds: FloatArray
 ) -> tuple[int, IntArray, FloatArray]:
     """(leader, its rivals, how fast each rival's improvement grows with its variance).
 

@@ -100,7 +100,7 @@ class RecipeEvaluator(Protocol):
 
     full_batch: int
     """Items that are answered together; fewer at a time are slow."""
-    min_items: int = 1
+    min_items: int
     """Items of a request at least, unless the split is smaller."""
 
     @property
@@ -151,9 +151,10 @@ def find_weights(
     The search prefers soups that keep to the `bounds`.
     """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
-    if len(ingredients) == 1:
-        result = result_of(evaluation.scores(singles[0], items), objective)
-        return SearchResult(recipe=singles[0], result=result, trials=())
+    if len(singles) == 1:
+        (single,) = singles
+        result = result_of(evaluation.scores(single, items), objective)
+        return SearchResult(recipe=single, result=result, trials=())
     # Scores of the single ingredients, none if the search does not need them.
     known = evaluation.all_scores(singles if optimiser.uses_singles else [], items)
     space = _search_space(objective, pool, evaluation, ingredients, items, known)

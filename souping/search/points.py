@@ -67,9 +67,9 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
 
     Greedy maximin (Gonzalez 1985), starting at the point nearest the centre; ties go to the earlier point.
     """
+    if not points:
+        return []
     table = np.array(points, dtype=float)
-    if len(table) < 3:
-        return list(points)
     # Distances are compared rounded, so that rounding errors break no ties.
     from_centre = ((table - table.mean(axis=0)) ** 2).sum(axis=1)
     latest = int(np.argmin(from_centre.round(12)))

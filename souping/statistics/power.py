@@ -243,7 +243,7 @@ def measured_power(
     """
     table = ItemTable.of(next(iter(scores.values())).items, objective)
     grouped = [table.grouped(candidate.values) for candidate in scores.values()]
-    covariance = _error_covariance(grouped)
+    covariance = error_covariance(grouped)
     pair = pair_variance(covariance)
     if len(grouped) < 2 or pair <= 0:
         return None
@@ -274,7 +274,7 @@ def measured_power(
     return replace(power, more=more)
 
 
-def _error_covariance(grouped: Sequence[GroupedScores]) -> FloatArray:
+def error_covariance(grouped: Sequence[GroupedScores]) -> FloatArray:
     """Covariance of the candidates' errors [M, M], by the influence of each group [M, G]."""
     sizes = grouped[0].sizes
     stratum = grouped[0].stratum

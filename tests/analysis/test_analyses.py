@@ -14,9 +14,10 @@ import pytest
 
 from souping.analysis import Analysis, NotEstimableError, RunScores
 from souping.analysis.consistency import Consistency, ConsistencyResult
+from souping.analysis.front import FrontResult
 from souping.analysis.shapley import Shapley, ShapleyResult
-from souping.analysis.surface import ResponseSurface
-from souping.analysis.wins import CategoryWins, ItemWins
+from souping.analysis.surface import ResponseSurface, SurfaceResult
+from souping.analysis.wins import CategoryWins, CategoryWinsResult, ItemWins
 from souping.core.reading import read, to_json
 from souping.core.types import FloatArray, Item, Json, Recipe, Record
 from souping.core.unit import POINTS
@@ -377,3 +378,9 @@ def test_more_players_than_the_setting_are_refused_and_cost_nothing() -> None:
     assert Shapley().asks(run_of(1).soups) == ()
     with pytest.raises(NotEstimableError, match=r"7 subsets: set analysis\.shapley\.max_models=3"):
         Shapley(max_models=2).analyse(run)
+
+
+def test_numbers_that_explain_the_verdict_stand_before_further_numbers() -> None:
+    folded = {kind for kind in analysis_results().values() if kind.folded}
+    assert folded >= {ConsistencyResult, ShapleyResult, SurfaceResult, CategoryWinsResult}
+    assert FrontResult not in folded

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import souping
-from souping.analysis.chance import low_counts_by_chance, selected
+from souping.analysis.chance import low_counts_by_chance, low_note, selected
 from souping.analysis.correlation import pearson
 from souping.core.scores import Mean
-from souping.core.types import FloatArray, ScoreMatrix
+from souping.core.types import FloatArray, ScoreMatrix, Selection
 from souping.selection import Greedy, SoCE
 
 SOCE = SoCE(correlation=pearson, objective=Mean())
@@ -47,6 +47,12 @@ def test_each_category_is_dealt_to_the_models_on_its_own() -> None:
     assert len(set(expected)) > 1
 
 
+def test_a_selector_without_a_choice_counts_as_no_low_category() -> None:
+    strict = SoCE(correlation=pearson, objective=Mean(), threshold=1e-9, fallback="error")
+    counts = low_counts_by_chance(strict, matrix(one_ability()), permutations=7)
+    assert counts.tolist() == [0] * 7
+
+
 def test_scores_without_structure_have_as_many_low_categories_as_chance_gives() -> None:
     selection = selected(SOCE, matrix(np.random.default_rng(1).random((8, 10))))
     assert selection.low_by_chance == pytest.approx(10, abs=1)
@@ -74,6 +80,24 @@ def test_opposite_categories_are_more_than_chance_where_the_sign_counts() -> Non
     assert selection.low_by_chance < 1
     assert "more than chance" in selection.notes[0]
     assert "no more" not in selection.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("beyond", "permutations", "is_unusual"),
+    [(1, 79, True), (1, 78, False), (2, 99, False), (0, 39, True), (0, 38, False)],
+)
+def test_a_count_is_unusual_at_2_5_percent_of_it_and_the_permutations(
+    beyond: int, permutations: int, is_unusual: bool
+) -> None:
+    """The selection is one more draw: (1 + 1) / (1 + 79) is 2.5 percent."""
+    categories = ("a", "b", "c", "d")
+    selection = Selection(ingredients=(), categories=categories, low_correlation=categories[:2])
+    rest = permutations - beyond
+    fewer = low_note(selection, np.array([2] * beyond + [1] * rest))
+    more = low_note(selection, np.array([2] * beyond + [3] * rest))
+    assert fewer.startswith("2 of 4 categories")
+    assert fewer.endswith(": more than chance" if is_unusual else ": no more than chance")
+    assert more.endswith(": fewer than by chance" if is_unusual else ": no more than chance")
 
 
 def test_without_low_correlations_chance_is_not_asked() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from souping.analysis import NotEstimableError, RunScores
+from souping.analysis import NotEstimableError, RunScores, consistency
 from souping.analysis.consistency import (
     Consistency,
     ConsistencyResult,
@@ -241,6 +241,7 @@ def test_two_heatmaps_stand_side_by_side() -> None:
     assert left.get_title() == "4 candidates\nmean |rho| 0.25"
     assert right.get_title() == "12 soups of the search\nmean |rho| 0.50"
     assert left.get_title() != right.get_title()
+    assert {axes.title.get_fontsize() for axes in (left, right)} == {9}
     for axes in (left, right):
         shades = axes.collections[0].get_array()
         assert shades is not None
@@ -262,3 +263,8 @@ def test_heatmaps_grow_with_the_categories_and_many_have_no_numbers(
     numbers = drawing.figure.axes[0].texts
     assert len(numbers) == (number**2 if number <= 12 else 0)
     assert {text.get_fontsize() for text in numbers} <= {6.5}
+
+
+def test_the_numbers_of_a_consistency_are_those_of_earlier_reports() -> None:
+    assert (consistency.CONSISTENCY_SALT, consistency.POPULATION_DRAWS) == (0xC025, 1000)
+    assert (consistency.MIXTURES, consistency.ROUNDING) == (500, 1e-9)

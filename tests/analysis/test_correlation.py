@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from souping.analysis.correlation import kendall, pearson, spearman
+from souping.analysis import correlation
+from souping.analysis.correlation import check_columns, kendall, pearson, spearman
 from souping.core.protocols import Correlation
 from souping.core.types import FloatArray, UserError
 from souping.testing import check_correlation
@@ -128,3 +129,18 @@ def test_rounding_is_a_tie() -> None:
     noisy[0, 1] = 0.1 + 0.2
     for correlate in (spearman, kendall):
         assert (correlate(noisy).rho == correlate(exact).rho).all()
+
+
+def test_the_numbers_of_a_correlation_are_those_of_earlier_reports() -> None:
+    assert (correlation.FLAT_RANGE, correlation.ZERO_VARIANCE) == (1e-9, 1e-18)
+    assert (correlation.FEWEST_MODELS, correlation.LEAST_RELIABILITY) == (6, 0.05)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_column_is_flat_relative_to_its_size(scale: float) -> None:
+    column = [1.0, 1.0, 1.0 + 0.9e-9]
+    check_columns(scale * np.column_stack([[1.0, 1.0, 1.0 + 1.1e-9], [0.1, 0.3, 0.2]]))
+    with pytest.raises(UserError, match="same score for all 3 models in column 1"):
+        check_columns(scale * np.column_stack([column, [0.1, 0.3, 0.2]]))
+    with pytest.raises(UserError, match="category 'b'"):
+        check_columns(scale * np.column_stack([[0.1, 0.3, 0.2], column]), ["a", "b"])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.analysis import front
 from souping.analysis.front import (
     LENGTH,
     Front,
@@ -270,6 +271,8 @@ def test_a_page_lists_confirmed_points_first_and_says_what_was_preferred() -> No
     assert "3 of 5 soups are on the front" in first
     assert "11 evaluated soups" in first
     assert "the largest 0.5 a + 2 b" in second
+    none = replace(shown(3), goal_weights={"a": 0.0, "b": None}).section(POINTS).lines[1]
+    assert "the largest 0 a + 0 b" in none
     (table,) = section.grids
     rows = [[cell.text for cell in row] for row in table.rows]
     assert rows == [
@@ -294,6 +297,9 @@ def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
     (axes,) = drawing.figure.axes
     # Those without points are there for the legend.
     rest, front, ring = ((x, y) for x, y in map(line, axes.lines) if x)
+    assert [drawn.get_markersize() for drawn in axes.lines][:3] == [3, 4, 14]
+    assert [bar.get_linewidth() for bar in axes.collections] == [[0.5], [0.5]]
+    assert drawing.figure.get_size_inches() == pytest.approx((6.4, 4.2))
     assert rest[0] == pytest.approx([50, 51])
     assert rest[1] == pytest.approx([50, 50])
     assert front[0] == pytest.approx([0, 1])
@@ -305,8 +311,16 @@ def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
     ]
     assert [sorted(end[1] for end in bar) for bar in upright] == [pytest.approx([46, 57])] * 2
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("a %", "b %")
+    goals = tuple(Goal(name=letter * 60) for letter in "ab")
+    (long,) = replace(shown(2), goals=goals).drawings(POINTS)[0].figure.axes
+    labels = (long.get_xlabel(), long.get_ylabel())
+    assert [len(label) for label in labels] == [40 + len(" %")] * 2
     losses = replace(shown(2), goals=(Goal(name="a"), Goal(name="b", unit=BITS_PER_BYTE)))
     (other,) = losses.drawings(POINTS)[0].figure.axes
     assert (other.get_xlabel(), other.get_ylabel()) == ("a %", "b, bits per byte")
     assert "2 points that no other beats, of 4" in drawing.alt
     assert replace(shown(2), goals=(Goal(name="a"),)).drawings(POINTS) == ()
+
+
+def test_the_numbers_of_a_front_are_those_of_earlier_reports() -> None:
+    assert (front.CONFIRMED, front.FRONT_DRAWS, front.LISTED_POINTS) == (3, 400, 15)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from souping.analysis import guards
 from souping.analysis.guards import (
     LONGER,
     NEARER,
@@ -231,6 +232,9 @@ def test_losses_are_numbers_and_percentages_for_lengths(guard: Any, losses: Any)
 def test_margins_are_fractions_of_the_scale_and_below_all_of_it() -> None:
     (just,) = resolve({"safe": 99.9}, CATEGORIES, GROUPS, UNITS)
     assert just.margin == pytest.approx(0.999)
+    for points in (100.0, 250.0):
+        with pytest.raises(UserError, match=r"safe=.* must be below 100"):
+            resolve({"safe": points}, CATEGORIES, GROUPS, UNITS)
     (length,) = resolve({"tokens": 250.0}, CATEGORIES, GROUPS, UNITS)
     assert length.margin == pytest.approx(2.5)
     assert (length.allowed, just.allowed) == ("250 %", "99.9 points")
@@ -427,3 +431,8 @@ def test_a_report_shows_its_guards_and_stresses_the_broken_ones() -> None:
         POINTS
     )
     assert (len(bare.lines), bare.grids) == (1, ())
+
+
+def test_the_numbers_of_guards_are_those_of_earlier_reports() -> None:
+    assert (guards.ADMISSION, guards.NEARER, guards.SMALLEST) == (0.05, 0.7, 1e-6)
+    assert (guards.LEAST_LENGTH, guards.FEW_PASS) == (1e-9, 0.5)

@@ -19,7 +19,7 @@ from souping.analysis.shapley import (
     exact_coefficients,
 )
 from souping.core.scores import WorstCategory
-from souping.core.types import FloatArray, Item, Recipe
+from souping.core.types import FloatArray, Item, Recipe, UserError
 from souping.core.unit import BITS_PER_BYTE, POINTS
 from souping.report.plots import COLOURS, INK
 from souping.statistics.intervals import objective_interval
@@ -101,6 +101,14 @@ def test_pairs_and_triplets_are_shown_if_there_are_at_most_twelve(
         "single models", "pairs", "triplets",
     ][: len(levels)]  # fmt: skip
     assert all(level["efficiency_gap"] < 1e-12 for level in found["levels"])
+
+
+def test_there_are_1_to_12_players() -> None:
+    assert Shapley(max_models=1).max_models == 1
+    assert Shapley(max_models=12).max_models == 12
+    for size in (0, 13):
+        with pytest.raises(UserError, match="max_models"):
+            Shapley(max_models=size)
 
 
 def test_players_may_be_all_candidates() -> None:
@@ -216,7 +224,8 @@ def test_the_bars_are_the_values_and_the_lines_their_intervals() -> None:
     # Levels of a single player have no bars.
     assert [bar.get_width() for bar in bars(axes)] == pytest.approx([2.0, -1.0, 3.0, 2.0, 0.0])
     assert [round(b.get_y() + b.get_height() / 2, 6) for b in bars(axes)] == [0, 1, 2, 3, 4]
-    assert all(0.5 < bar.get_height() < 1 for bar in bars(axes))
+    assert {round(bar.get_height(), 9) for bar in bars(axes)} == {0.72}
+    assert [drawn.get_linewidth() for drawn in axes.lines] == [1.1] * 5 + [0.8]
     *limits, zero = map(line, axes.lines)
     assert limits[0][0] == pytest.approx([-3.0, 7.0])
     assert limits[1][0] == pytest.approx([-6.0, 4.0])

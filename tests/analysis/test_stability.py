@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from souping.analysis.correlation import GroupSums, disattenuated, pearson, reliability
-from souping.analysis.stability import THRESHOLDS, stability
+from souping.analysis.stability import THRESHOLDS, percentiles, stability
 from souping.core.protocols import Selector
 from souping.core.reading import read, to_json
 from souping.core.scores import Mean, read_table
@@ -137,6 +137,18 @@ def test_the_8b_table_stands_on_a_knife_edge() -> None:
     assert "not estimable" in drawn.notes[0]
     assert [row.left_out for row in drawn.jackknife] == list(read_table(TABLE_8B).models)
     assert all(row.left_out not in (row.ingredients or ()) for row in drawn.jackknife)
+
+
+def test_limits_of_a_correlation_need_half_of_the_draws() -> None:
+    draws = np.random.default_rng(0).normal(size=(6, 2, 2))
+    draws[:3, 0, 1] = np.nan
+    draws[:4, 1, 0] = np.nan
+    draws[:, 1, 1] = np.nan
+    limits = percentiles(list(draws))
+    known = np.percentile(draws[:, 0, 0], [2.5, 97.5])
+    assert limits[:, 0, 0] == pytest.approx(known)
+    assert limits[:, 0, 1] == pytest.approx(np.percentile(draws[3:, 0, 1], [2.5, 97.5]))
+    assert np.isnan(limits[:, 1]).all()
 
 
 class Particular(Selector):

@@ -101,6 +101,20 @@ def test_a_band_ends_where_no_difference_can_be() -> None:
     assert (found.value <= found.high).all()
 
 
+@pytest.mark.parametrize(
+    ("lowest", "highest", "is_fraction"),
+    [(0, 1, True), (0.01, 0.99, True), (-0.01, 1, False), (0, 1.01, False), (-1, 0, False)],
+)
+def test_only_differences_of_fractions_end_at_1(
+    lowest: float, highest: float, is_fraction: bool
+) -> None:
+    right = np.tile((POINTS[:, :1] > 0.5).astype(float), (1, 2))
+    values = lowest + (highest - lowest) * right
+    found, _ = band(POINTS, values, np.array([0, 1]), np.array([0.5, 0.5]))
+    assert (found.high.max() == 1) == is_fraction
+    assert (found.high.max() > 1) != is_fraction
+
+
 def test_items_of_a_group_are_counted_as_alike_as_they_are() -> None:
     rng = np.random.default_rng(3)
     groups = np.arange(300) // 10
@@ -257,6 +271,8 @@ def test_a_result_has_the_band_of_the_answers() -> None:
     assert (result.split_items, result.soups, result.split) == (120, len(by_weights), "search")
     assert result.chosen == pytest.approx((1 / 3, 1 / 3, 1 / 3))
     assert result.ingredients == NAMES[:3]
+    alone = run_result(3, soups=dataclasses.replace(plain.soups, soup=plain.single("bee")))
+    assert alone.chosen == (0.0, 1.0, 0.0)
 
 
 def test_a_surface_takes_five_soups_and_at_most_400(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +321,7 @@ def test_two_ingredients_are_a_curve_in_its_band_by_the_first_weight() -> None:
     (drawing,) = shown(2).drawings(PERCENT)
     (axes,) = drawing.figure.axes
     curve, ring, zero = map(line, axes.lines)
+    assert (axes.lines[-1].get_linewidth(), axes.collections[0].get_linewidth()) == (0.8, [0])
     assert curve[0] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert curve[1] == pytest.approx([1.0, -6.0, 0.0, -2.0, 5.0])
     assert ring[0][0] == 0.75
@@ -341,3 +358,8 @@ def test_more_ingredients_are_in_the_order_of_their_scores() -> None:
     assert ring[0][0] == 1
     assert ring[1][0] == pytest.approx(-2.0)
     assert "Dark outline" not in drawing.caption
+
+
+def test_the_numbers_of_a_surface_are_those_of_earlier_reports() -> None:
+    assert (surface.FEWEST_SOUPS, surface.FITTED, surface.CONFIDENCE) == (5, 400, 0.95)
+    assert (surface.BAND_DRAWS, surface.WIDENING, surface.TINY_ERROR) == (2000, 1.35, 1e-9)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from souping.analysis import NotEstimableError, RunScores
+from souping.analysis import NotEstimableError, RunScores, wins as module
 from souping.analysis.correlation import GroupSums
 from souping.analysis.wins import (
     AnswerExample,
@@ -140,7 +140,10 @@ def test_the_histogram_has_a_bar_for_each_number_of_categories() -> None:
     counts = [(round(bar.get_x() + bar.get_width() / 2, 6), bar.get_height()) for bar in bars(axes)]
     assert counts[:4] == [(0.2, 0), (1.2, 1), (2.2, 0), (3.2, 3)]
     assert counts[4:] == [(-0.2, 3), (0.8, 0), (1.8, 1), (2.8, 0)]
-    assert all(0.3 < bar.get_width() <= 0.4 for bar in bars(axes))  # two beside each other
+    # Two stand beside each other.
+    assert {round(bar.get_width(), 9) for bar in bars(axes)} == {0.38}
+    assert drawing.figure.get_size_inches() == pytest.approx((8.2, 2.5))
+    assert [drawn.get_linewidth() for drawn in axes.lines] == [1.4, 1.4]
     by_chance = [x[0] for x, _ in map(line, axes.lines)]
     assert by_chance == pytest.approx([2.0, 1.0])
     unknown = replace(CATEGORY_WINS, beats_all=replace(CATEGORY_WINS.beats_all, chance=None))
@@ -433,3 +436,9 @@ def test_a_page_shows_the_soup_where_none_one_or_all_fail(number: int, words: li
     assert [row[0] for row in texts(table)] == words
     assert [row[1] for row in texts(table)] == [str(10 * n) for n in range(number + 1)]
     assert texts(table)[-1][2] == f"{10 * number}.0|0.0 to 100.0"
+
+
+def test_the_numbers_of_the_wins_are_those_of_earlier_reports() -> None:
+    assert (module.MEAN_TIE, module.WINS_SALT, module.WINS_DRAWS) == (1e-12, 0x9A4E, 400)
+    examples = (module.EXAMPLES, module.EXAMPLE_CHARS, module.SOLVED_FROM, module.SOLVED_ROUNDING)
+    assert examples == (2, 600, 0.5, 1e-6)

@@ -16,25 +16,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from souping.answers.claims import (
     Claim,
     KnownModels,
+    Look,
     Measurement,
     evaluator_digest,
     items_to_report,
     pair_digest,
+    times,
 )
 from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
 from souping.answers.report_choices import Choices
 from souping.answers.store import Store
 from souping.core.scores import Mean, Weighted
-from souping.core.types import Item, Recipe, Record
+from souping.core.types import Item, Recipe, Record, UserError
+from souping.core.unit import BITS_PER_BYTE
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.generate import LocalEvaluator
+from souping.report.content import SplitSizes
+from souping.runs.held_out import HeldOutItems, split_sizes
 from souping.runs.run import Run
+from souping.statistics.corrections import Level
 from tests.conftest import ROOT, claim, command_line, make_items, pool_of, recipe, show_report
+from tests.support.steps import run_settings
 
 ITEMS = make_items(4)
 MANY = [replace(item, prompt=f"{item.category} {item.prompt}") for item in make_items(100)]
@@ -130,6 +138,41 @@ class TestClaims:
         announced = [counted_looks.announcement(items) for items in others]
         assert ["look 3" in text for text in announced] == [True, True, False]
 
+    def test_a_look_says_how_often_the_items_were_reported_on(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        assert [times(count) for count in (1, 2, 3)] == ["once", "2 times", "3 times"]
+        soups = [recipe(w, 1 - w) for w in (0.2, 0.4, 0.6)]
+        looks = [show_report(counted_looks, claim(soup, ITEMS)) for soup in soups]
+        assert "on once before: this is look 2, so its p-values are multiplied by 6 " in looks[
+            1
+        ].sentence().replace("reported ", "")
+        assert "on 2 times before: this is look 3" in looks[2].sentence()
+
+    def test_a_comparison_that_is_shown_again_keeps_its_look(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        names = [item.prompt_digest for item in ITEMS]
+        questions = [item.answer_digest for item in ITEMS]
+        assert counted_looks.number_of("first", names) == 1
+        assert counted_looks.number_of("first", []) == 1
+        assert counted_looks.show_comparison("first", names, questions).number == 1
+        assert (counted_looks.number_of("first", names), counted_looks.number_of("x", names)) == (
+            1,
+            2,
+        )
+        assert counted_looks.show_comparison("second", names[:1], questions[:1]).number == 2
+        assert [counted_looks.number_of("x", [name]) for name in names[:2]] == [3, 2]
+
+    def test_the_level_of_a_pair_is_that_of_the_report_that_showed_it_first(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        assert counted_looks.level_of("pair") is None
+        counted_looks.note_pairs({"pair": Level(2, 5.0), "other": Level()})
+        counted_looks.note_pairs({"pair": Level(3, 7.0)})
+        assert counted_looks.level_of("pair") == Level(2, 5.0)
+        assert counted_looks.level_of("other") == Level(1, 1.0)
+
     def test_deleted_rows_count_as_looks(self, counted_looks: CountedLooks, store: Store) -> None:
         number(counted_looks, claim(HALF, ITEMS))
         number(counted_looks, claim(HALF, ITEMS))
@@ -160,6 +203,23 @@ class TestClaims:
         assert [look.number for look in looks] == [1, 1, 1]
         measured = [measurement.evaluator for measurement in looks[-1].measurements]
         assert measured == ["batch 8", "batch 4"]
+
+    def test_the_order_of_models_and_ingredients_makes_nothing_new(
+        self, counted_looks: CountedLooks
+    ) -> None:
+        models = [HALF, OTHER]
+        for order in (models, models[::-1]):
+            counted_looks.show_report(
+                claim(HALF, ITEMS), ITEMS, [], Measurement.of("e", order, ITEMS)
+            )
+        first = counted_looks.show_report(
+            claim(HALF, ITEMS), ITEMS, [], Measurement.of("e", models, ITEMS)
+        )
+        assert len(first.measurements) == 1
+        swapped = recipe(0.5, 0.5, names=("b", "a"))
+        for soup in (HALF, swapped):
+            show_report(counted_looks, claim(soup, ITEMS), models=[soup])
+        assert show_report(counted_looks, claim(OTHER, ITEMS)).known == KnownModels((), missing=1)
 
     def test_ids_of_renamed_items_are_another_measurement(
         self, counted_looks: CountedLooks
@@ -213,6 +273,9 @@ class TestClaims:
         assert one == pair_digest(names, 3 * weights, a, 1 - a)
         assert one == pair_digest(names, weights / weights.sum(), 1 - a, a)
         assert one != pair_digest(names, weights[::-1], a, 1 - a)
+        # Stores hold such digests.
+        thirds = pair_digest(names, np.ones(3), a, 1 - a)
+        assert thirds == "f5466c5d772b3c91de3a95119668a5cfbd3483b9d66a9e35fbdeda24b8461958"
 
     def test_guards_are_those_of_the_first_report(self, counted_looks: CountedLooks) -> None:
         one = claim(HALF, ITEMS)
@@ -290,6 +353,38 @@ class TestItems:
         counts = Counter({item.prompt_digest: earlier_looks for item in items[:shown]})
         kept = items_to_report(items, counts, Mean())
         assert len(kept) == (len(items) - shown if leave else len(items))
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_items_are_those_that_tell_most_over_the_price_of_the_look(self, seed: int) -> None:
+        """By all limits of looks: 1 / (variance z^2), with w^2 / n of each category, and z at the look's level."""
+        rng = np.random.default_rng(seed)
+        items = []
+        for name in "wx":
+            for item in make_items(int(rng.integers(18, 70)), (name,)):
+                items.append(replace(item, prompt=f"{name} {item.prompt}"))
+        weights = {"w": 1.0, "x": float(rng.choice([0.25, 1.0, 8.0]))}
+        groups = sorted({item.group for item in items})
+        looks = dict(zip(groups, rng.choice(3, len(groups), p=[0.8, 0.1, 0.1]), strict=True))
+        deleted = int(rng.integers(0, 2))
+        counts = {item.prompt_digest: int(looks[item.group]) for item in items}
+
+        def worth(kept: list[Item]) -> float:
+            variance = 0.0
+            for name in "wx":
+                size = sum(item.category == name for item in items)
+                count = sum(item.category == name for item in kept)
+                if count < min(size, 20):
+                    return 0.0
+                variance += (weights[name] / sum(weights.values())) ** 2 / count
+            look = 1 + deleted + max(looks[item.group] for item in kept)
+            factor = look * (look + 1) if look > 1 else 1
+            return float(1 / variance / norm.isf(0.05 / factor / 2) ** 2)
+
+        choices = [[item for item in items if looks[item.group] <= limit] for limit in (2, 1, 0)]
+        objective = Weighted(category_weights=weights)
+        found = items_to_report(items, counts, objective, deleted)
+        best = max(choices, key=worth)
+        assert found == tuple(best)
 
     def test_a_category_keeps_twenty_items_or_all(self) -> None:
         for size, shown, left in ((24, 4, 20), (24, 6, 24), (12, 2, 12)):
@@ -369,6 +464,75 @@ class TestSearches:
         assert counted_looks.chosen_on(recipe(0.5, 0.5, names=("a", "d"))) == set(identities[:2])
         assert counted_looks.chosen_on(recipe(0.1, 0.9)) == set(identities[:3])
         assert counted_looks.chosen_on(recipe(1.0, names=("d",))) == set()
+
+
+class TestHeldOutItems:
+    """What a run says to the reader of its report of the items that it may report on."""
+
+    @pytest.fixture
+    def notes(self) -> list[str]:
+        return []
+
+    @pytest.fixture
+    def held_out(self, counted_looks: CountedLooks, notes: list[str]) -> HeldOutItems:
+        return HeldOutItems(
+            settings=run_settings(candidates="ab"),
+            counted_looks=counted_looks,
+            candidates={"a": "f-a", "b": "f-b"},
+            note=notes.append,
+        )
+
+    def test_items_that_a_search_saw_are_left_out(
+        self, held_out: HeldOutItems, notes: list[str]
+    ) -> None:
+        items = tuple(MANY)
+        assert held_out.report_claim(HALF, items).items == items
+        assert notes == []
+        held_out.counted_looks.note_search(["f-a"], items[:3])
+        found = held_out.report_claim(HALF, items)
+        assert found.items == items[3:]
+        assert (found.candidates, found.soup) == (("f-a", "f-b"), HALF)
+        assert [note.split(":")[0] for note in notes] == ["3 of 200 test items are left out"]
+        assert split_sizes({"select": 5, "search": 7, "test": 200}, found, found.items[2:]) == (
+            SplitSizes(select=5, search=7, test=195, left_out=3, shown=2)
+        )
+        dry = replace(held_out, settings=replace(held_out.settings, dry_run=2))
+        assert dry.report_claim(HALF, items).items == items
+        held_out.counted_looks.note_search(["f-b"], items[:100])
+        with pytest.raises(UserError, match="category w"):
+            held_out.report_claim(HALF, items)
+
+    def test_items_that_reports_showed_and_deleted_rows_are_noted(
+        self, held_out: HeldOutItems, notes: list[str], store: Store
+    ) -> None:
+        first = claim(OTHER, MANY[:3])
+        assert held_out.items_of(first) == tuple(MANY[:3])
+        number(held_out.counted_looks, first)
+        assert held_out.items_of(claim(HALF, MANY)) == tuple(MANY[4:])
+        assert [note.split(":")[0] for note in notes] == ["4 of 200 test items are left out"]
+        with store.writing() as db:
+            db.execute("DELETE FROM measured")
+        assert len(held_out.items_of(claim(OTHER, MANY[:3]))) == 3
+        assert notes[-1].startswith("1 rows of the looks in store.sqlite were deleted")
+
+    def test_the_first_report_of_a_claim_chooses_for_all(self, held_out: HeldOutItems) -> None:
+        one = claim(HALF, ITEMS)
+        today = Choices(best="a")
+        assert held_out.first_choices(one, today) == today
+        row = Choices(best="b").to_row(held_out.candidates, ITEMS)
+        measurement = Measurement.of("e", [HALF], ITEMS)
+        held_out.counted_looks.show_report(one, ITEMS, [HALF], measurement, choices=row)
+        assert held_out.first_choices(one, today) == Choices(best="b")
+
+    def test_scores_of_known_models_are_in_inner_units(
+        self, held_out: HeldOutItems, store: Store
+    ) -> None:
+        answer(store, OTHER, ITEMS[:2], score=0.5)
+        look = Look(2, first=True, known=KnownModels((OTHER.fingerprint,), missing=3))
+        found = held_out.family_scores(look, ITEMS, BITS_PER_BYTE)
+        assert found.scores[0, :2].tolist() == [0.5 * BITS_PER_BYTE.factor] * 2
+        assert np.isnan(found.scores[0, 2:]).all()
+        assert found.missing == 3
 
 
 # ------------------------------------------------------------ whole runs

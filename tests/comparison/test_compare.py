@@ -18,6 +18,7 @@ from souping.comparison.result import comparison_sections
 from souping.core.types import UserError
 from souping.logs.bfcl_items import MULTI_TURN
 from souping.report.render import sheet_markdown
+from souping.statistics.power import RunPower
 from tests.conftest import ROOT, Cli
 from tests.support.compare import Rows, answers, compared
 from tests.support.logs import Frame, write_csv
@@ -253,6 +254,7 @@ def test_runs_of_a_model_are_the_noise_floor_beside_its_difference() -> None:
     assert (noise.model, noise.runs) == ("base", 3)
     assert (noise.flipped, noise.spread) == pytest.approx((2 / 40, 2 / 40))
     assert noise.difference is None
+    assert result.variance.keys() == {"cand"}
     other = library.compare({"cand": Frame(run({0}, "one")), "base": Frame(base)}).runs[0]
     assert other.difference == pytest.approx(result.average_row("cand").difference * -1)
     text = repr(result)
@@ -298,7 +300,10 @@ def test_another_seed_is_only_spoken_of_where_models_differ(tmp_path: Path) -> N
     assert "seed" in note(paths[0], trained)
 
 
-def test_power_is_said_for_one_more_run_and_for_more_items() -> None:
+def test_power_is_said_for_one_more_run_and_for_more_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(self: RunPower, more_runs: int = 0, times_items: float = 1.0) -> float:
+        return 100 * more_runs + times_items
+
     base: Rows = []
     cand: Rows = []
     for run in range(2):
@@ -312,6 +317,11 @@ def test_power_is_said_for_one_more_run_and_for_more_items() -> None:
     # shifts of runs do not fall with the items
     assert row.items_needed is None
     assert "add runs" in repr(compared(base, cand, margin=0.5))
+    monkeypatch.setattr(RunPower, "detectable", asked)
+    row = compared(base, cand, margin=0.5).average_row("cand")
+    shown = (row.detectable, row.detectable_one_more_run, row.detectable_twice_items)
+    assert shown == (1.0, 101.0, 2.0)
+    monkeypatch.undo()
     plain = compared(answers(0.5, 1), answers(0.5, 2), margin=0.5).average_row("cand")
     assert plain.detectable_one_more_run is None
     assert plain.items_needed

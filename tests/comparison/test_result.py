@@ -132,6 +132,8 @@ def test_a_dashed_line_is_explained_if_there_is_one(
     # In the label of the drawing and in the caption.
     assert drawing.count("cand minus base, points; dashed: the margin") == 2 * (dashed > 0)
     assert drawing.count("cand minus base, points") == 2
+    ends = re.findall(r'text-anchor="middle">(.*?)</text>', drawing)
+    assert ends == [minus("-6.0"), "0.0", "+4.0"]
     # The second row is 38 pixels below the first.
     assert re.findall(r"M[\d.]+ (\d+)H", drawing) == ["28", "66"]
     assert re.findall(r'<text x="6" y="(\d+)"', drawing) == ["16", "54"]

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import souping
+from souping.comparison import api, counted_claims, result
 from souping.comparison.several import best_models, flips_of, joint_tests
 from souping.statistics.corrections import Level
 from tests.comparison.worlds import metric, pooled
@@ -63,3 +64,18 @@ def test_a_complete_model_may_be_the_best_if_missing_answers_of_others_are_wrong
     flips = flips_of(table.scored, ("a", "b"), 0.05)
     assert not flips.may_be_best(0, 0.05)
     assert best_models(table, ("a", "b"), 0.05, flips) == ("a", "b")
+
+
+def test_of_models_that_all_lack_answers_each_is_favoured_in_its_own_test() -> None:
+    """With its missing answers right, b may be the best; a has 60 of 200 fewer right and lacks one answer."""
+    a = np.where(np.arange(200) == 0, np.nan, np.arange(200) % 10 < 5)
+    b = np.where(np.arange(200) == 1, np.nan, np.arange(200) % 10 < 8)
+    missing = {"a": np.isnan(a).astype(float), "b": np.isnan(b).astype(float)}
+    table = pooled(metric("t", {"a": a, "b": b}, missing=missing))
+    flips = flips_of(table.scored, ("a", "b"), 0.05)
+    assert best_models(table, ("a", "b"), 0.05, flips) == ("b",)
+
+
+def test_the_numbers_of_a_comparison_are_those_of_earlier_ones() -> None:
+    assert (api.FEW_GROUPS, counted_claims.MOST_LOOKS, result.SHOWN_TEXT_CHARS) == (30, 1000, 1500)
+    assert result.SCHEMA_VERSION == 1

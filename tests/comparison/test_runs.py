@@ -13,6 +13,7 @@ import pytest
 
 import souping
 from souping.answers.store import Store
+from souping.comparison.counted_claims import stores_of
 from souping.comparison.result import CompareResult
 from souping.core.types import Item, UserError, UserScorer
 from souping.evaluate.command import CommandEvaluator
@@ -257,6 +258,26 @@ def test_other_pairs_are_corrected_for_every_known_model_but_the_baseline(
     # The price is announced first.
     assert "look 2" in caplog.text
     assert "multiplied by 6" in caplog.text
+
+
+def test_a_first_look_at_several_models_corrects_them_for_each_other(
+    souping: Cli, finished_copy: Path
+) -> None:
+    """Of a store that has answers but no look, they are tested jointly, as logs of other tools are."""
+    words = ("compare", "base=run:uniform_all", "ant=run:ant", "bee=run:bee", "--json")
+    (path,) = stores_of(finished_copy, None)
+    with Store(path) as store, store.writing() as db:
+        for table in ("counted_looks", "shown", "measured", "choices", "pairs", "written"):
+            db.execute(f"DELETE FROM {table}")
+    counted = json.loads(souping(*words).out)
+    assert (counted["look"], counted["look_note"]) == (1, "")
+    path.rename(path.with_suffix(".gone"))
+    uncounted = json.loads(souping(*words).out)
+    assert "not counted" in uncounted["look_note"]
+    assert counted["verdicts"] == uncounted["verdicts"]
+    alone = json.loads(souping("compare", "base=run:uniform_all", "ant=run:ant", "--json").out)
+    wide, narrow = counted["verdicts"][0], alone["verdicts"][0]
+    assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
 
 
 def test_a_dry_run_is_not_compared(souping: Cli, finished_copy: Path) -> None:

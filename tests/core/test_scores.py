@@ -100,6 +100,7 @@ def test_a_table_with_a_value_above_1_is_percent(
         ("model\nx\n", "t.csv:1: the header"),
         ("model,a\n", "at least one row"),
         ("model,a,\nx,1,2\n", "has no name"),
+        ("model,a\nx,high\n", "t.csv:2: column 'a' holds 'high'"),
         ("model,a\nx,100.5\n", "t.csv:2: column 'a' holds '100.5'"),
         ("model,a\nx,1\ny,-0.1\n", "t.csv:3: column 'a' holds '-0.1'"),
     ],
@@ -204,6 +205,7 @@ def test_a_category_may_weigh_nothing_and_stand_in_several_groups() -> None:
         [1 / 4, 5 / 12, 1 / 6, 1 / 6, 0]
     )
     assert tree.groups == {"one": ("a", "b"), "two": ("b", "c", "d"), "deep": ("b", "c", "d")}
+    assert Tree(tree=["a", [{"one": ["b", "c"]}, "d"]]).groups == {"one": ("b", "c")}
     with pytest.raises(UserError, match="empty group"):
         Tree(tree={"one": ["a"], "two": []})
 

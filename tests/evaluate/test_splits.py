@@ -12,10 +12,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from souping.core.groups import groups_of
-from souping.core.types import SPLITS, Item, UserError, digest
+from souping.core.protocols import Prompts
+from souping.core.types import SPLITS, Item, Json, JsonObject, UserError, digest
 from souping.evaluate.benchmark import (
     SPLIT_SHARES,
     Benchmark,
+    EvaluatorBenchmark,
+    ListedItems,
     assign,
     first_items,
     included_items,
@@ -302,6 +305,25 @@ def test_shares_that_leave_too_little_or_do_not_make_1(shares: dict[str, float])
         shares_of(shares)
 
 
+def test_the_evaluators_items_have_the_name_that_was_chosen() -> None:
+    """The user's choice of items keeps the name and the shares; otherwise the name is the evaluator's."""
+    whole = ListedItems(listed=make_items(2))
+
+    class Own(Prompts):
+        @property
+        def benchmark(self) -> ListedItems:
+            return whole
+
+    choice = EvaluatorBenchmark(exclude=["w"], limit=1, splits={"test": 0.5})
+    brought = choice.brought_by(Own())
+    assert (brought.title, brought.label, brought.splits) == ("items", "items", {"test": 0.5})
+    assert [item.id for item in brought.items()] == [make_items(2)[2].id]
+    assert replace(choice, name="mine").brought_by(Own()).title == "mine"
+    assert choice.brought_by(Prompts()) is choice
+    assert choice.from_evaluator
+    assert not brought.from_evaluator
+
+
 def test_excluded_categories_are_left_out() -> None:
     items = make_items(2)
     assert {item.category for item in included_items(tuple(items), ["w"])} == {"x"}
@@ -312,3 +334,26 @@ def test_excluded_categories_are_left_out() -> None:
         included_items(tuple(items), ["w", "x"])
     with pytest.raises(UserError, match=r"benchmark\.exclude"):
         included_items(tuple(items), ["v"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, 1.5])
+def test_a_share_is_between_0_and_1(share: float) -> None:
+    with pytest.raises(UserError, match=r"benchmark\.splits\.test"):
+        shares_of({"test": share})
+
+
+def test_a_message_without_content_may_call_tools() -> None:
+    tools: Json = [{"name": "f"}]
+    call: JsonObject = {"role": "assistant", "content": None, "tool_calls": tools}
+    said: JsonObject = {"role": "assistant", "content": "wait", "tool_calls": tools}
+    row: dict[str, Json] = {"id": "1", "category": "c", "answer": "a", "messages": [call, said]}
+    (item,) = ListedItems(listed=[row]).items()
+    assert item.prompt == ({**call, "content": ""}, said)
+    wrong_messages: tuple[JsonObject, ...] = (
+        {"role": "user", "content": None},
+        {"content": "hi"},
+        {"role": "user", "content": 3},
+    )
+    for wrong in wrong_messages:
+        with pytest.raises(UserError, match="chat message"):
+            ListedItems(listed=[{**row, "messages": [wrong]}]).items()

@@ -7,21 +7,25 @@ import math
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from souping.core.types import UserError
+from souping.logs.answer_tables import is_scores
 from souping.logs.bfcl import FAILED, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
-from souping.logs.lm_eval import read_lm_eval, samples_of
+from souping.logs.inspect import values_of
+from souping.logs.lm_eval import read_lm_eval, samples_of, texts_of
 from souping.logs.log_scores import LogScores
 from souping.logs.match import matched, moments
 from souping.logs.records import LoggedAnswer, json_lines, metrics_of, pick_model
 from souping.logs.runs import read_run
 from souping.logs.sources import read_logs
+from tests.support.bfcl_logs import calls, write_project
 from tests.support.logs import PYTHON, Frame, log, match, metric, write_csv
 from tests.support.runs import answered, write_run
 
@@ -196,6 +200,16 @@ def test_several_answers_count_one_by_one_if_the_score_is_their_mean(tmp_path: P
     assert len(best.metrics["score"].answers) == 60
     assert {answer.score for answer in best.metrics["score"].answers} == {1.0}
     assert best.settings["score of several answers"] == "the best of 4"
+
+
+def test_a_score_that_is_no_mean_of_its_answers_counts_alone(tmp_path: Path) -> None:
+    def changed(number: int, line: dict[str, Any]) -> None:
+        answers = {"scores": [1.0, 0.0], "outcomes": ["finished"] * 2, "resps": [["x", "y"]]}
+        line["models"]["soup"].update(answers, score=0.25)
+
+    folder = write_run(tmp_path / "a", step=1, change=changed)
+    answers = read_run(folder, "", "").tasks["c"].metrics["score"].answers
+    assert [answer.score for answer in answers] == [0.25] * 60
 
 
 def test_an_answer_of_a_run_has_its_texts_and_hashes(tmp_path: Path) -> None:
@@ -535,3 +549,73 @@ def test_one_task_alone_is_split_by_a_field() -> None:
     (found,) = read_logs(Frame(rows), category="kind")
     assert list(found.tasks) == ["k"]
     assert matched({"a": [found]}).requested == ("k",)
+
+
+def test_each_value_of_an_inspect_score_is_a_metric() -> None:
+    scores: Any = {
+        "one": SimpleNamespace(value=0.5, answer="a"),
+        "several": SimpleNamespace(value={"x": 1, "": 0}, answer=None),
+    }
+    assert [*values_of(scores)] == [
+        ("one", 0.5, "a"),
+        ("several/x", 1, ""),
+        ("several", 0, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("responses", "answer"),
+    [
+        ([["four"]], "four"),
+        ([[[-3.0, False]], [[-1.0, True]], [[-2.0, False]]], "b"),
+        ([[[-3.5]]], ""), ([[[]]], ""), ([[-3.5]], ""), ([[None]], ""),
+    ],
+)  # fmt: skip
+def test_the_answer_to_a_choice_is_the_likeliest_continuation(
+    responses: list[Any], answer: str
+) -> None:
+    """Other responses, as the likelihood of a whole text, are no answer."""
+    requests = {f"gen_args_{n}": {"arg_0": "2 + 2?", "arg_1": text} for n, text in enumerate("abc")}
+    assert texts_of({"arguments": requests, "resps": responses}) == ("2 + 2?", answer)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_one_log"),
+    [
+        ([1.0], True), ([1, 0], True), ((0.5,), True), (np.zeros(1), True), ([], False), (["a.csv"], False),
+        ([np.zeros(2)], False), ([[1.0]], False), ("a.csv", False), (Path("a.csv"), False), (np.zeros((2, 2)), False),
+    ],
+)  # fmt: skip
+def test_a_list_of_numbers_is_one_log(source: Any, is_one_log: bool) -> None:
+    assert is_scores(source) is is_one_log
+
+
+def test_a_model_is_named_after_the_longest_path_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"item": f"i{n}", "category": "c", "score": n % 2, "model": "xy"[n % 2]} for n in range(4)
+    ]
+    for name in ("a", "a:x"):
+        write_csv(tmp_path / f"{name}.csv", rows)
+    (tmp_path / "d").mkdir()
+    write_run(tmp_path / "r", step=2)
+    (log,) = read_logs("r:soup")
+    assert (log.model, log.path.name) == ("soup", "r")
+    (log,) = read_logs("a:x.csv:y")
+    assert (log.model, log.path.name) == ("y", "a:x.csv")
+    with pytest.raises(UserError, match="no such file"):
+        read_logs("b:x")
+    with pytest.raises(UserError, match="r: --group topic: no item has a field 'topic'"):
+        read_logs("r", group="topic")
+
+
+@pytest.mark.parametrize("failed", [0, 1, 2, 3])
+def test_items_that_a_score_file_lists_failed(failed: int, tmp_path: Path) -> None:
+    names = [f"multiple_{n}" for n in range(3)]
+    project = write_project(tmp_path, {"multiple": calls("multiple", "fgh")}, names[:failed])
+    (log,) = read_logs(project)
+    (one,) = log.tasks["multiple"].metrics.values()
+    scores = {answer.item: answer.score for answer in one.answers}
+    assert scores == {name: float(n >= failed) for n, name in enumerate(names)}

@@ -471,3 +471,139 @@ class TestInstalledPackages:
         (known,) = read_logs(write(tmp_path / "own.jsonl", [dict(self.ROWS[0])]))
         assert known.harness == "table"
         assert seen == []
+
+
+def test_a_file_of_an_installed_package_is_read_by_the_first_that_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A package whose reader fails is named with its remedy, and the next one is tried."""
+
+    def broken(path: Path) -> list[LogRow]:
+        raise RuntimeError(f"{path.name}?\nmore")
+
+    found: list[LogRow] = [{"item": "i", "score": 1.0}]
+    installed = (
+        LogLayout(name="broken", package="theirs", rows=broken),
+        LogLayout(name="tables", keys=("x",)),
+        LogLayout(name="another's", rows=lambda path: []),
+        LogLayout(name="ours", rows=lambda path: iter(found)),
+        LogLayout(name="later", rows=lambda path: [{}]),
+    )
+    monkeypatch.setattr(layouts, "installed_layouts", lambda: installed)
+    assert layouts.installed_rows(tmp_path / "log.bin") == (installed[3], found)
+    (message,) = caplog.messages
+    assert message.endswith("not read as broken: RuntimeError: log.bin?: pip uninstall theirs")
+    monkeypatch.setattr(layouts, "installed_layouts", lambda: installed[1:3])
+    assert layouts.installed_rows(tmp_path / "log.bin") is None
+
+
+GYM = {
+    "_ng_task_index": 3,
+    "_ng_rollout_index": 1,
+    "reward": 0.5,
+    "responses_create_params": {"input": "2 + 2?"},
+}
+EVALUATOR = {"problem_idx": 3, "repeat": 1, "reward": 0.5, "prompt": "2 + 2?"}
+EVERY = {
+    "schema_version": "1",
+    "model_id": "m",
+    "evaluation_name": "sums",
+    "sample_id": 3,
+    "evaluation": {"score": 0.5},
+}
+
+
+def trace(trainable: bool, *rewards: tuple[float, float] | None, **more: Any) -> dict[str, Any]:
+    """A trace with named rewards, (score, weight) each."""
+    named = {}
+    for number, reward in enumerate(rewards):
+        named[str(number)] = reward and {"score": reward[0], "weight": reward[1]}
+    return {"agent": {"trainable": trainable}, "rewards": named, **more}
+
+
+def episode(*traces: dict[str, Any], ok: bool = True, tokens: int = 7, **task: Any) -> LogRow:
+    own = {"hash": "h", "type": "sums", **task}
+    return {"task": own, "traces": list(traces), "ok": ok, "num_output_tokens": tokens}
+
+
+LAST = {"nodes": [{}, {"message": {"content": "four"}}], "calls": [{}, {"finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "tool", "expected"),
+    [
+        (GYM, "nemo_gym", {
+            "item": 3, "category": "all", "score": 0.5, "repeat": 1, "prompt": "2 + 2?", "output": "", "tokens": None,
+            "stop_reason": "", "higher_is_better": True,
+        }),
+        (GYM | {"mask_sample": True, "agent_ref": {"name": "sums"}}, "nemo_gym", {"score": None, "category": "sums"}),
+        (GYM | {"responses_create_params": {"input": [{"text": "2"}]}}, "nemo_gym", {"prompt": '[{"text": "2"}]'}),
+        (GYM | {"responses_create_params": {}}, "nemo_gym", {"prompt": ""}),
+        (GYM | {"response": {
+            "output": [{"content": [{"text": "fo"}, {"text": "ur"}]}, {"text": "!"}, 3],
+            "usage": {"output_tokens": 9}, "incomplete_details": {"reason": "max_tokens"},
+        }}, "nemo_gym", {"output": "fo\nur\n!", "tokens": 9, "stop_reason": "max_tokens"}),
+        (EVALUATOR, "nemo_evaluator", {
+            "item": 3, "category": "all", "score": 0.5, "repeat": 1, "prompt": "2 + 2?", "output": None, "tokens": None,
+            "unanswered": False, "stop_reason": None, "higher_is_better": True,
+        }),
+        (EVALUATOR | {"metadata": {"category": "sums"}, "seed_metadata": {"category": "x"}}, "nemo_evaluator",
+         {"category": "sums"}),
+        (EVALUATOR | {"seed_metadata": {"category": "x"}, "model_error": "late"}, "nemo_evaluator",
+         {"category": "x", "unanswered": True}),
+        (EVALUATOR | {"scoring_details": {"judge": {"error": "late"}}}, "nemo_evaluator", {"unanswered": True}),
+        (EVALUATOR | {"scoring_details": {"error_category": "x"}}, "nemo_evaluator", {"unanswered": True}),
+        (EVALUATOR | {"model": {"content": "five", "tokens": {"completion": 4}, "finish_reason": "length"}},
+         "nemo_evaluator", {"output": "five", "tokens": 4, "stop_reason": "length"}),
+        (EVALUATOR | {"model_response": "four", "model": {"content": "five"}}, "nemo_evaluator", {"output": "four"}),
+        (EVERY, "every_eval_ever", {
+            "item": 3, "category": "sums", "model": "m", "metric": None, "score": 0.5, "repeat": None, "prompt": None,
+            "prompt_hash": None, "output": "", "tokens": None, "unanswered": False, "stop_reason": None,
+        }),
+        (EVERY | {
+            "input": {"raw": "2 + 2?"}, "output": {"raw": ["fo", "ur"]}, "token_usage": {"output_tokens": 4},
+            "error": "late", "metadata": {"epoch": 2, "stop_reason": "stop"}, "sample_hash": "h",
+        }, "every_eval_ever", {
+            "prompt": "2 + 2?", "output": "fo\nur", "tokens": 4, "unanswered": True, "repeat": 2, "stop_reason": "stop",
+            "prompt_hash": "h",
+        }),
+        (EVERY | {"input": {"raw": "2", "formatted": "<2>"}}, "every_eval_ever", {"prompt": "<2>"}),
+        (episode(trace(True, (0.5, 2.0), (1.0, 0.25)), trace(True, (0.75, 1.0), **LAST), trace(False, (9.0, 9.0))),
+         "verifiers", {
+            "item": "h", "category": "sums", "score": 1.0, "prompt": None, "prompt_hash": "h", "output": "four",
+            "tokens": 7, "stop_reason": "stop", "higher_is_better": True,
+        }),
+        (episode(trace(False, (0.5, 2.0)), key="k", data={"prompt": "2?"}, tokens=0), "verifiers",
+         {"item": "k", "score": 1.0, "prompt": "2?", "tokens": None, "output": None, "stop_reason": None}),
+        (episode(trace(True, (0.5, 2.0)), ok=False), "verifiers", {"score": None}),
+        (episode(), "verifiers", {"score": None, "output": None}),
+    ],
+)  # fmt: skip
+def test_a_row_of_a_tool_has_these_columns(
+    row: LogRow, tool: str, expected: dict[str, Any]
+) -> None:
+    layout = layouts.layout_of(row, ())
+    assert layout.name == tool
+    columns = layout.columns(row)
+    assert {name: columns[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("rewards", [(), (None,), ((0.5, 1.0), None)])
+def test_an_episode_without_all_of_its_rewards_has_no_score(
+    rewards: tuple[tuple[float, float] | None, ...],
+) -> None:
+    row = episode(trace(True, *rewards))
+    assert np.isnan(layouts.layout_of(row, ()).columns(row)["score"])
+
+
+def test_a_table_whose_item_or_score_is_named_is_of_no_installed_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs = LogLayout(name="theirs", keys=("x",))
+    monkeypatch.setattr(layouts, "installed_layouts", lambda: (theirs,))
+    assert layouts.layout_of({"x": 1}, ()) == theirs
+    assert layouts.layout_of({"x": 1}, ("group",)) == theirs
+    for named in ("item", "score"):
+        assert layouts.layout_of({"x": 1}, (named,)).name == "table"
+    assert layouts.layout_of(GYM | {"x": 1}, ()).name == "nemo_gym"
+    assert layouts.layout_of({"y": 1}, ()).name == "table"

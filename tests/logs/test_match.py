@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from souping.core.types import UserError
+from souping.logs import match as module
 from souping.logs.match import matched
 from souping.logs.records import Group, Log, LoggedAnswer
 from souping.logs.sources import read_logs
@@ -170,3 +171,21 @@ def test_nothing_heavy_is_imported() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("known", "by_size"),
+    [((None, None), False), ((None, True), True), ((False, True), False), ((True, False), True)],
+)
+def test_a_group_is_weighted_as_the_first_log_says_that_can_tell(
+    known: tuple[bool | None, ...], by_size: bool
+) -> None:
+    logs = []
+    for name, own in zip("ab", known, strict=True):
+        groups = {"g": Group(name="g", members=("t",), weight_by_size=own)}
+        logs.append(log(name, groups=groups))
+    assert match(*logs).groups["g"].weight_by_size is by_size
+
+
+def test_the_numbers_of_a_match_are_those_of_earlier_comparisons() -> None:
+    assert (module.SPARSE, module.DENSE_PLACES) == (10, 10**6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+from souping.checkpoints.checkpoint import Checkpoint
 from souping.core.text import human
 from souping.core.types import UserError
-from souping.merge.alignment import check_tensor_weights, fitted, place_tensors
+from souping.merge.alignment import (
+    DEFAULT_SHARD,
+    MOST_LAYOUTS,
+    Alignment,
+    Layout,
+    check_tensor_weights,
+    fitted,
+    place_tensors,
+)
 from souping.merge.factors import Product, blocks_of
 from souping.merge.plan import PlannedTensor, base_name, tokenizer_source
 from tests.support.checkpoints import (
     expected,
     family,
+    opened,
     plan,
     random_tensors,
     same_bits,
@@ -72,7 +83,9 @@ def test_ranges_ascend_below_10000(pattern: str) -> None:
     assert check_tensor_weights({pattern: [0.25, 0.75]}) == ((pattern, (0.25, 0.75)),)
 
 
-@pytest.mark.parametrize("pattern", ["", "layers.5-4", "layers.0-10000", "a.0-1.b.9-8"])
+@pytest.mark.parametrize(
+    "pattern", ["", "layers.5-4", "layers.0-10000", "layers.0-10001", "a.0-1.b.9-8"]
+)
 def test_other_ranges_are_refused(pattern: str) -> None:
     with pytest.raises(UserError, match=r"merge\.tensor_weights"):
         check_tensor_weights({pattern: [0.25, 0.75]})
@@ -278,3 +291,65 @@ def test_a_product_is_added_in_double_precision(transposed: bool) -> None:
     adder = Product(a, b, transposed)
     np.testing.assert_array_equal(adder.total(base, 0).astype(np.float32), whole)
     np.testing.assert_array_equal(adder.total(base[1:3], 1).astype(np.float32), whole[1:3])
+
+
+def test_tensors_of_whole_numbers_are_the_same_in_all_models(tmp_path: Path) -> None:
+    counts = torch.arange(6, dtype=torch.int64).reshape(2, 3)
+    folders = {}
+    for number, name in enumerate("ab"):
+        folders[name] = save(tmp_path / name, random_tensors(number) | {"model.counts": counts})
+    made = plan(simple(folders, (0.25, 0.75)), folders)
+    (tensor,) = [tensor for tensor in made.tensors if tensor.name == "model.counts"]
+    (band,) = tensor.bands
+    assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("I64", (2, 3), 48)
+    assert (band.op, band.start, band.count, band.weights) == ("same", 0, 6, (1.0, 1.0))
+    assert [source.ingredient for source in band.sources] == [0, 1]
+    soup = soup_of(folders, tmp_path / "soup", (0.25, 0.75))
+    assert torch.equal(soup["model.counts"], counts)
+
+
+def test_a_recipe_without_an_ingredient_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no ingredient"):
+        plan(simple(family(tmp_path, 1), (0.0,)), family(tmp_path, 1))
+
+
+def test_the_layouts_of_the_last_32_pools_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two with a limit of two, the third drops the first; weights make no other layout."""
+    folders = family(tmp_path, 3)
+    checkpoints, _ = opened(folders)
+    alignment = Alignment(checkpoints)
+    laid = list[list[str]]()
+    original = Layout.of
+
+    def laid_out(pool: Mapping[str, Checkpoint], vocab: str) -> Layout:
+        laid.append([*pool])
+        return original(pool, vocab)
+
+    monkeypatch.setattr(Layout, "of", laid_out)
+    monkeypatch.setattr("souping.merge.alignment.MOST_LAYOUTS", 2)
+    for names in (("m0",), ("m1",), ("m1",), ("m2",), ("m1",), ("m0",)):
+        alignment.plan(simple({name: folders[name] for name in names}, (1.0,)))
+    pair = {name: folders[name] for name in ("m0", "m1")}
+    for weights in ((0.5, 0.5), (0.1, 0.9)):
+        alignment.plan(simple(pair, weights))
+    assert laid == [["m0"], ["m1"], ["m2"], ["m0"], ["m0", "m1"]]
+    assert (MOST_LAYOUTS, DEFAULT_SHARD) == (32, 5_000_000_000)
+
+
+def test_what_is_mixed_is_mixed_in_any_dtype_and_only_what_keeps_its_dtype_is_copied(
+    tmp_path: Path,
+) -> None:
+    folders = {
+        "narrow": save(tmp_path / "narrow", random_tensors(0)),
+        "wide": save(tmp_path / "wide", random_tensors(1, torch.float32)),
+    }
+    made = plan(replace(simple(folders, (0.5, 0.5)), method="slerp"), folders)
+    assert {(band.op, tensor.dtype) for tensor in made.tensors for band in tensor.bands} == {
+        ("mix", "F32")
+    }
+    for name, op in (("narrow", "linear"), ("wide", "copy")):
+        alone = replace(simple({name: folders[name]}, (1.0,)), dtype="float32")
+        made = plan(alone, folders)
+        assert {band.op for tensor in made.tensors for band in tensor.bands} == {op}

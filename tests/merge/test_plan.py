@@ -351,9 +351,10 @@ def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
         ("head", "lm_head.weight", False),
         ("*.layers.2-3.*.weight", "model.layers.3.mlp.up.weight", True),
         ("*.layers.2-3.*.weight", "model.layers.4.mlp.up.weight", False),
-        ("a[0]", "a0", False),
+        ("a[0]", "a0", False), ("layers.?", "layers.7", True), ("layers.?", "layers.17", False),
+        ("layers.?", "layers.", False), ("layers.2-3", "layers.2", True), ("layers.2-3", "layers.1", False),
     ],
-)
+)  # fmt: skip
 def test_a_pattern_matches_whole_words_and_ranges_of_numbers(
     pattern: str, name: str, hit: bool
 ) -> None:

@@ -305,7 +305,13 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
         SOUP.id: scores(level(0.7), seed=21),
     }
     models = ContenderScores(
-        unit=POINTS, soup=soup, others=rows[:1], scores=measured, objective=Mean(), known=known
+        unit=POINTS,
+        soup=soup,
+        others=rows[:1],
+        scores=measured,
+        objective=Mean(),
+        look=1,
+        known=known,
     )
     (first,) = models.pairs
     (second,) = replace(models, look=2, known=None).pairs

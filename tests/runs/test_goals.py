@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,13 +14,22 @@ import numpy as np
 import pytest
 
 import souping
-from souping.analysis.guards import Admission, Guard
+from souping.analysis.guards import Admission, Guard, GuardCheck, guard_tests
+from souping.answers.claims import KnownModels, Look
 from souping.core.reading import to_json
 from souping.core.scores import Tree
 from souping.core.types import Item, ItemScores, Recipe, Trial, UserError
 from souping.core.unit import POINTS
 from souping.plan.counting import PlannedPool
-from souping.runs.goals import admitted, best_first, check_tokens, failed_elsewhere, guard_names
+from souping.runs.goals import (
+    admitted,
+    best_first,
+    check_tokens,
+    declared,
+    failed_elsewhere,
+    guard_checks,
+    guard_names,
+)
 from souping.runs.steps import Stage
 from souping.search.loop import SearchResult, result_of
 from tests.conftest import Cli, make_items, pool_of
@@ -115,16 +125,65 @@ def test_a_guard_may_be_any_name_with_any_candidate() -> None:
     assert guard_names(steps) == 24
 
 
-@pytest.mark.slow
-def test_a_run_that_stops_after_the_search_shows_and_writes_its_front(
+def test_a_run_shows_its_front_and_holds_the_chosen_soup_to_its_guards(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    words = [*pool_of(family, "ant", "bee"), "selector=all", "optimiser=grid"]
-    done = souping(*words, "pareto=[red,green]", "stop_after=search", "hydra.run.dir=run").ok()
-    assert "Front of red and green" in done.out
-    written = json.loads((tmp_path / "run/analyses.json").read_text())["front"]
-    assert [goal["name"] for goal in written["goals"]] == ["red", "green"]
-    assert written["points"]
+    """The grid asks the singles and one mixture; ant is the best in red, to which all weight is given."""
+    search = ["selector=all", "optimiser=grid", "optimiser.max_trials=3"]
+    goals = ["pareto={red: 1, green: 0}", "guard_baseline=bee", "guard={red: 99, green: 99}"]
+    souping(*pool_of(family, "ant", "bee"), *search, *goals, "hydra.run.dir=run").ok()
+    assert "Front of red and green" in (tmp_path / "run/report.md").read_text()
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    front = report["analyses"]["front"]
+    assert [goal["name"] for goal in front["goals"]] == ["red", "green"]
+    assert front["chosen"]["weights"] == [1.0, 0.0]
+    checks = report["analyses"]["guards"]["checks"]
+    assert [(check["name"], check["outcome"]) for check in checks] == [
+        ("red", "not measured"),
+        ("green", "not measured"),
+    ]
+    trials = [*csv.DictReader((tmp_path / "run/trials.csv").open())]
+    assert [trial["number"] for trial in trials] == [str(number) for number in range(len(trials))]
+    # Further soups of the front answer the whole split: they are trials too.
+    confirmed = {tuple(point["weights"]) for point in front["points"] if point["confirmed"]}
+    tried = {(float(trial["weight:ant"]), float(trial["weight:bee"])) for trial in trials}
+    assert len(trials) > 3
+    assert confirmed <= tried
+
+
+def test_guards_are_corrected_for_the_models_that_were_known_and_for_names_if_they_came_later() -> (
+    None
+):
+    reference = trial("ref", 0)
+    soup = trial("soup", 4)
+    scores = {
+        one.recipe.id: ItemScores(items=tuple(ITEMS), values=one.result.values)
+        for one in (reference, soup)
+    }
+    guards = tuple(Guard(name=f"{margin}", margin=margin) for margin in (0.02, 0.1))
+    admission = Admission(guards=guards, against="ref", reference=scores[reference.recipe.id])
+    pairs = [(scores[soup.recipe.id], scores[reference.recipe.id])] * 2
+
+    def checks(claim: str, declared_guards: str, picked: Recipe = soup.recipe) -> list[GuardCheck]:
+        known = KnownModels(("x",), missing=2)
+        look = Look(number=2, first=False, known=known, guards=declared_guards)
+        measured = {"": scores}
+        return guard_checks(admission, picked, reference.recipe, measured, claim, look, names=24)
+
+    # The soup, one known model and two without answers.
+    first = checks("better_than_every_candidate", declared(admission))
+    assert first == guard_tests(guards, pairs, 2, picked=4)
+    backwards = replace(admission, guards=guards[::-1])
+    assert checks("keep_candidate", declared(backwards)) == first
+    later = checks("keep_candidate", "")
+    assert later == guard_tests(guards, pairs, 2, picked=4, limits=24)
+    assert later[0].low is not None
+    assert first[0].low is not None
+    assert later[0].low < first[0].low
+    assert declared(None) == ""
+    for claim, outcome in (("dry_run", "dry run"), ("not_measured", "not measured")):
+        assert {check.outcome for check in checks(claim, "")} == {outcome}
+    assert checks("keep_candidate", "", reference.recipe) == []
 
 
 @pytest.mark.slow

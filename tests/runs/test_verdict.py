@@ -234,3 +234,13 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
     assert found.selection_bias == pytest.approx(0.15)
     assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)
     assert found.upper_bound == UpperBound(score=1.0, models=2, answers=2)
+
+
+def test_a_candidate_that_the_search_keeps_is_shown_with_its_lead() -> None:
+    mixture = minus("ace", -0.02, 0.5, soup="half")
+    kept = told([minus("ace", 0.0, 1.0)], recipe=("ace",), mixture=mixture)
+    assert kept.claim == "keep_candidate"
+    assert "half minus ace is -2.0" in kept.sentence.replace("\u2212", "-")
+    assert "on 600 search items" in kept.sentence
+    alone = told([minus("ace", 0.0, 1.0)], recipe=("ace",))
+    assert "search items" not in alone.sentence

@@ -36,7 +36,7 @@ PLAIN = Adaptive(early_stopping=False)
 
 @pytest.mark.parametrize(
     ("budget", "opened", "known"),
-    [(130, 1, True), (300, 4, True), (1000, 4, True), (800, 1, False)],
+    [(120, 1, False), (130, 1, True), (300, 4, True), (1000, 4, True), (800, 1, False)],
 )
 def test_a_budget_is_kept_and_the_winner_answered_the_whole_split(
     budget: int, opened: int, known: bool

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from souping.core.protocols import Optimiser, Search
+from souping.core.scores import Mean
 from souping.core.types import (
     FloatArray,
     Item,
@@ -25,7 +26,13 @@ from souping.core.types import (
 )
 from souping.search import points as simplex
 from souping.search.adaptive import Adaptive
-from souping.search.loop import RecipeEvaluator, SearchResult, SearchRun
+from souping.search.loop import (
+    RecipeEvaluator,
+    RecipeSource,
+    SearchResult,
+    SearchRun,
+    find_weights,
+)
 from souping.search.points import Fixed, GreedySoup, Grid, ListSearch, Nevergrad, Uniform
 from souping.search.windows import (
     ALPHAS,
@@ -138,6 +145,8 @@ def test_fixed_weights_follow_the_pool_or_the_ingredients() -> None:
         Fixed(weights=[0.25] * 4).start(search_space(("a", "c")), 0)
     with pytest.raises(UserError, match=r"sums to 0.9"):
         Fixed(weights=[0.4, 0.5])
+    rows = ([0.4, 0.6], [0.0, 1.0], [1.0], [1.1, -0.1])
+    assert [Fixed(weights=row).extrapolates for row in rows] == [False, False, False, True]
 
 
 def two_digits(weights: Weights) -> list[str]:
@@ -256,6 +265,7 @@ class Table(RecipeEvaluator):
         return self.at_once
 
     full_batch: int = 1
+    min_items: int = 1
 
     @property
     def whole_splits(self) -> bool:
@@ -264,7 +274,8 @@ class Table(RecipeEvaluator):
     def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
         raise AssertionError("the loop submits requests")
 
-    scores = all_scores  # type: ignore[assignment]
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+        raise AssertionError("the loop submits requests")
 
     def submit(self, request: Request) -> None:
         self.open.append(request)
@@ -313,7 +324,7 @@ class Scripted(Search):
 
 def run(
     optimiser: Scripted,
-    limits: Grid,
+    limits: Optimiser,
     table: Table,
     known: Mapping[Weights, ItemScores] | None = None,
 ) -> tuple[SearchResult, list[Trial]]:
@@ -384,19 +395,62 @@ def test_a_budget_may_just_cover_the_rest_of_the_best(budget: int, winner: Weigh
     assert found.recipe.weights == winner
 
 
-class Forgetful(Table):
-    """Right in everything at the first request, and in nothing later."""
+@dataclass
+class Fickle(Table):
+    """Right in everything at one request, and in nothing at others."""
+
+    right: int = 0
 
     def collect(self) -> tuple[Request, ItemScores]:
         request, scores = super().collect()
-        right = float(len(self.asked) == 1)
+        right = float(len(self.asked) == self.right)
         return request, replace(scores, values=np.full(len(request.items), right))
 
 
-def test_of_several_trials_of_one_soup_the_best_is_the_soups() -> None:
-    found, trials = run(Scripted([Query(weights=FIRST)] * 2, FIRST), Grid(), Forgetful())
-    assert [trial.result.objective for trial in trials] == [1.0, 0.0]
+@pytest.mark.parametrize("right", [1, 2, 3])
+def test_of_several_trials_of_one_soup_the_best_is_the_soups(right: int) -> None:
+    found, trials = run(Scripted([Query(weights=FIRST)] * 3, FIRST), Grid(), Fickle(right=right))
+    assert [trial.result.objective for trial in trials] == [n == right for n in (1, 2, 3)]
     assert found.result.objective == 1.0
+
+
+class Pool(RecipeSource):
+    """Two candidates."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("a", "b")
+
+    def recipe(self, weights: Mapping[str, float]) -> Recipe:
+        return recipe(*weights.values(), names=tuple(weights))
+
+
+class Splits(Table):
+    """Answers whole splits as well."""
+
+    def scores(self, recipe: Recipe, items: Sequence[Item]) -> ItemScores:
+        self.submit(Request(number=0, recipe=recipe, items=tuple(items)))
+        return self.collect()[1]
+
+    def all_scores(self, soups: Sequence[Recipe], items: Sequence[Item]) -> list[ItemScores]:
+        return [self.scores(soup, items) for soup in soups]
+
+
+def test_a_single_ingredient_is_evaluated_once_and_not_searched() -> None:
+    table = Splits()
+    found = find_weights(Grid(), Mean(), 0, Pool(), table, ("a",), tuple(ITEMS))
+    assert (found.recipe.ingredients, found.recipe.weights) == (("a",), (1.0,))
+    assert found.result.objective == 1.0
+    assert found.trials == ()
+    assert table.asked == [((1.0, 0.0), 20)]
+
+
+def test_of_two_ingredients_each_point_is_a_trial() -> None:
+    """The more of the first, the more answers are right."""
+    found = find_weights(Grid(), Mean(), 0, Pool(), Splits(), ("a", "b"), tuple(ITEMS))
+    assert {trial.weights for trial in found.trials} == set(Grid().known_points(2))
+    assert found.recipe.ingredients == ("a",)
+    assert found.cost.items == 20 * len(found.trials)
 
 
 def test_singles_that_are_known_are_trials_and_cost_nothing() -> None:
@@ -447,3 +501,51 @@ def test_every_other_window_from_the_longest_down_to_3_falls_with_the_square_roo
     for size, expected in ((8, [8, 6, 4]), (7, [7, 5, 3]), (4, [4]), (3, [3]), (2, [])):
         lengths = [window.length for window in windows(size) if window.kind == "minus_sqrt"]
         assert lengths == expected
+
+
+def test_a_query_is_of_the_simplex_or_of_a_scaled_one_and_of_items_that_there_are() -> None:
+    """The split has 20 items; scaled mixtures sum to 0.5, and nothing may be below 0."""
+    for weights in ((0.5, 0.5), (0.2, 0.3), (0.0, 1.0)):
+        query = Query(weights=weights, items=(0, 19))
+        _, trials = run(Scripted([query], weights), Adaptive(scales=[0.5]), Table())
+        assert [trial.weights for trial in trials] == [weights]
+    wrong = [
+        Query(weights=(0.5, 0.5), items=(20,)), Query(weights=(0.5, 0.5), items=(25,)),
+        Query(weights=(0.5, 0.5), items=(3, -1)),
+        Query(weights=(0.5, 0.6)), Query(weights=(1.5, -0.5)), Query(weights=(0.2, 0.2)),
+    ]  # fmt: skip
+    for query in wrong:
+        with pytest.raises(UserError, match="must"):
+            run(Scripted([query], FIRST), Adaptive(scales=[0.5]), Table())
+
+
+def test_a_search_of_the_users_gives_a_search_and_a_weight_for_each_ingredient() -> None:
+    class Own(Uniform):
+        def start(self, space: SearchSpace, seed: int) -> ListSearch:
+            return ListSearch([(1.0,)])
+
+    class Without(Uniform):
+        def start(self, space: SearchSpace, seed: int) -> ListSearch:
+            return [FIRST]  # type: ignore[return-value]
+
+    items = tuple(ITEMS)
+    with pytest.raises(UserError, match="gave 1 weights for 2 ingredients"):
+        find_weights(Own(), Mean(), 0, Pool(), Splits(), ("a", "b"), items)
+    with pytest.raises(UserError, match="started a list, which is not a Search"):
+        find_weights(Without(), Mean(), 0, Pool(), Splits(), ("a", "b"), items)
+
+
+def test_what_a_search_of_trajectory_averages_says_of_itself() -> None:
+    assert (
+        TrajectoryAverages(kind="ema", alpha=0.25).describe(5)
+        == "trajectory: one soup, ema (alpha 0.25)"
+    )
+    assert TrajectoryAverages(kind="uniform").describe(5) == "trajectory: one soup, uniform"
+    every = TrajectoryAverages(max_trials=7).describe(5)
+    assert every.startswith(
+        f"trajectory: {len(windows(5))} averages of the last 1 to 5 checkpoints, "
+    )
+    assert "7" in every
+    assert TrajectoryAverages(kind="ema", alpha=0.25).known_points(5) == [
+        Window.of("ema", 5, 5, 0.25).weights
+    ]

@@ -71,7 +71,8 @@ def test_the_spread_of_a_line_by_hand() -> None:
     line = [0.0, 0.1, 0.4, 0.6, 1.0]
     points = [(value, 1 - value) for value in line]
     assert [point[0] for point in spread(points)] == [0.4, 1.0, 0.0, 0.6, 0.1]
-    assert spread(points[:2]) == points[:2]
+    for count in (0, 1, 2):
+        assert spread(points[:count]) == points[:count]
 
 
 def first(count: int, size: int, step: float, odds: FloatArray) -> list[Weights]:
@@ -118,6 +119,7 @@ def test_half_of_the_soups_of_many_ingredients_are_of_the_grid() -> None:
     points = Adaptive().points(6)
     assert sum(min(point) > 0 for point in points[7:127]) == 120
     assert set(points[7:127]) <= set(weight_grid(6))
+    assert not set(points[127:133]) <= set(weight_grid(6))
     assert points[7:127] == spread(weight_grid(6))[:120]
 
 
@@ -263,6 +265,8 @@ def test_a_search_usually_takes_7_items_by_powers_of_its_sizes(
 
 def test_scales_add_each_mixture_farther_from_the_base() -> None:
     plain = Adaptive(step=0.25).points(2)
+    thirds = Adaptive(step=0.25, scales=[1 / 3]).points(2)
+    assert (0.083333333333, 0.25) in thirds
     scaled = Adaptive(step=0.25, scales=[1.5, 0.5]).points(2)
     mixtures = [point for point in plain if max(point) < 1]
     assert scaled[:3] == anchors(2)
@@ -344,3 +348,18 @@ def test_a_cell_of_all_items_is_a_whole_split() -> None:
     assert query is not None
     assert query.items is None
     assert query == Query(weights=query.weights)
+
+
+def test_a_search_ends_where_every_soup_has_answered_everything() -> None:
+    running = Adaptive().over([(1.0, 0.0), (0.0, 1.0)], one_category(60), 0)
+    assert running.ask() is None
+    assert running.summary().stopped.reason == "every soup has answered the whole split"
+    assert running.best() == (1.0, 0.0)
+
+
+def test_nothing_is_confirmed_that_the_budget_does_not_cover() -> None:
+    space = replace(one_category(60), singles=None)
+    running = Adaptive(max_items=59).start(space, 0)
+    assert running.ask() is None
+    with pytest.raises(UserError, match="without a result"):
+        running.best()

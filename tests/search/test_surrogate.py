@@ -23,6 +23,7 @@ from souping.core.types import (
     SearchBounds,
     SearchSpace,
 )
+from souping.search import adaptive, surrogate
 from souping.search.adaptive import (
     Adaptive,
     BoundModel,
@@ -172,6 +173,10 @@ def test_another_objective_has_the_mean_spread_and_slopes_of_its_draws() -> None
     assert np.diag(covariance) == pytest.approx(variance, rel=0.25)
     slopes = model.slopes(np.array([3, 1]))
     assert slopes == pytest.approx(np.stack([y.mean, x.mean], axis=1)[[3, 1]], abs=0.02)
+    for c, posterior in enumerate((x, y)):
+        deviations = draws(2.0 * posterior.covariance, 7, stream=c)
+        drawn = model.posterior_draws(count=7, wider=2.0)
+        assert drawn[..., c] == pytest.approx(posterior.mean + deviations)
     wide = model.posterior_draws(count=4000, wider=4.0)
     assert wide.shape == (4000, 5, 2)
     assert wide[..., 0].std(axis=0) == pytest.approx(2 * np.sqrt(np.diag(x.covariance)), rel=0.1)
@@ -240,6 +245,7 @@ def test_shares_are_those_of_the_items() -> None:
     ("singles", "usual"),
     [
         ([[0.0, 1.0], [1.0, 0.5]], [0.0, 0.0]),
+        ([[0.1, 0.9], [0.2, 0.5]], [0.0, 0.0]),
         ([[0.0, 1.1], [1.0, 0.5]], [0.5, 0.8]),
         ([[-0.1, 1.0], [0.3, 0.5]], [0.1, 0.75]),
     ],
@@ -340,7 +346,7 @@ def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     model.fit()
 
     mean, covariance = model.objective()
-    leader, rivals, urgency = expected_improvement(mean, covariance, 12)
+    leader, rivals, urgency = expected_improvement(mean, covariance, 12, np.ones(5))
     worth = np.zeros((5, 2))
     for c in range(2):
         posterior = model.posterior(c)
@@ -366,8 +372,12 @@ def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     assert list(query.items or range(130)) == (list(range(130)) if whole else expected)
 
 
-def test_the_end_names_soups_that_may_be_as_good() -> None:
+@pytest.mark.parametrize("surprise", [0.02, 1.0, 50.0])
+def test_the_end_names_soups_that_may_be_as_good(
+    surprise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Soups whose lead is within 1.645 standard deviations of the pick's; of the singles all is known."""
+    monkeypatch.setattr(SoupModel, "surprise", lambda self: surprise)
     space = known_space(1, False)
     search = Adaptive().over([tuple(row) for row in TABLE.tolist()], space, 0)
     model = SoupModel(TABLE, item_samples(space, 0), WEIGHTS, singles=space.singles)
@@ -378,7 +388,7 @@ def test_the_end_names_soups_that_may_be_as_good() -> None:
     model.fit()
     mean, covariance = model.objective()
     pick = 1 if mean[1] > mean[2] else 2
-    variance = model.surprise() * difference_variances(covariance, pick)
+    variance = surprise * difference_variances(covariance, pick)
     close = []
     for soup in np.argsort(-mean):
         if soup != pick and (mean[pick] - mean[soup]) / np.sqrt(variance[soup]) < 1.645:
@@ -447,3 +457,46 @@ def test_unrequested_items_are_those_of_the_samples_without_a_request() -> None:
         assert model.unrequested_items(soup) == expected
         model.request_split(soup)
         assert model.unrequested_items(soup) == []
+
+
+def test_the_numbers_that_a_search_rests_on_are_those_of_earlier_ones() -> None:
+    """With others, a search that is repeated from its store would take another path."""
+    samples = (adaptive.FIRST_SAMPLE, adaptive.MOST_SAMPLES, adaptive.RIVALS, adaptive.FINALISTS)
+    assert samples == (12, 4, 12, 3)
+    ends = (adaptive.ENOUGH_GAIN, adaptive.GROWTH, adaptive.LISTED_SOUPS, adaptive.ONE_SIDED_95)
+    assert ends == (0.001, 1.6, 20, 1.645)
+    assert (adaptive.LIKELY, adaptive.TINY, adaptive.MOST_SOUPS) == (0.5, 1e-12, 240)
+    points = (adaptive.LARGEST_GRID, adaptive.MANY, adaptive.FADING)
+    assert points == (5000, 6, 0.85)
+    assert (adaptive.USUAL, adaptive.UPPER_ESTIMATE) == ((7.0, 0.75, 0.8), 2)
+    assert (surrogate.LEVEL_SD, surrogate.PLANE_SD, surrogate.BEND_SD) == (0.3, 0.25, 0.17)
+    levels = (surrogate.RISE, surrogate.UNKNOWN_LEVEL, surrogate.UNKNOWN_NOISE)
+    assert levels == (0.06, 0.5, 0.2)
+    assert (surrogate.LEAST_NOISE, surrogate.SCALE_PRIOR, surrogate.JITTER) == (0.02, 0.3, 1e-9)
+    assert surrogate.SCALES == (0.2, 0.35, 0.6, 1.0, 1.6, 2.5, 2.5)
+    assert surrogate.BEND_LENGTHS == (0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.2)
+    assert (surrogate.SHARED_CORRELATIONS, surrogate.REACH) == ((0.1, 0.3, 0.5), (0.4, 1.2))
+    assert (surrogate.POSTERIOR_DRAWS, surrogate.SLOPE_STEP) == (512, 1e-6)
+
+
+def test_two_answers_show_a_variance_and_one_does_not() -> None:
+    """Of one soup: 0 and 1 have the mean 0.5 and the variance 0.5; another soup's single answer says nothing."""
+    model = SoupModel(TABLE, [[np.arange(1), np.arange(1, 2)]], np.ones(1))
+    model.requested[1] = True
+    model.observe(1, slice(None), np.array([0.0, 1.0]))
+    model.observe(2, [0], np.array([1.0]))
+    model.fit()
+    assert np.diag(model.noise[0]) == pytest.approx(np.full(5, 0.5))
+    assert model.level[0][1] == pytest.approx(0.5)
+
+
+def test_of_equal_soups_the_one_of_fewer_ingredients_is_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = [(0.5, 0.5), (0.0, 1.0), (1.0, 0.0)]
+    search = Adaptive().over(points, known_space(1, False), 0)
+    monkeypatch.setattr(SoupModel, "objective", lambda self: (np.zeros(3), np.eye(3)))
+    assert search.best() == (0.0, 1.0)
+    equal = np.array([1e-10, 0.0, 0.0])
+    monkeypatch.setattr(SoupModel, "objective", lambda self: (equal, np.eye(3)))
+    assert search.best() == (0.0, 1.0)

@@ -11,8 +11,8 @@ import pytest
 from souping.analysis import correlation
 from souping.analysis.correlation import pearson
 from souping.core.protocols import Selector
-from souping.core.scores import Mean, Weighted, read_table
-from souping.core.types import ScoreMatrix, UserError
+from souping.core.scores import Mean, Weighted, WorstCategory, read_table
+from souping.core.types import Correlations, FloatArray, ScoreMatrix, UserError
 from souping.selection import All, Greedy, SoCE, SoCECluster, TopK, ranking
 from souping.testing import check_selector
 from tests.conftest import PAPER
@@ -296,3 +296,77 @@ def test_clusters_are_scipys_average_linkage() -> None:
                 frozenset(np.flatnonzero(theirs == label).tolist())
                 for label in set(theirs.tolist())
             }
+
+
+@pytest.mark.parametrize("key", ["rho", "low", "high"])
+def test_correlations_of_another_shape_are_refused(matrix: ScoreMatrix, key: str) -> None:
+    def short(scores: FloatArray) -> Correlations:
+        return replace(pearson(scores), **{key: np.zeros((3, 4))})
+
+    with pytest.raises(UserError, match=rf"{key} has shape \(3, 4\), not \(4, 4\)"):
+        soce(correlation=short).select(matrix)
+
+
+def test_a_correlation_that_gives_an_array_is_refused(matrix: ScoreMatrix) -> None:
+    with pytest.raises(UserError, match="gave a ndarray, not Correlations"):
+        soce(correlation=lambda scores: np.corrcoef(scores, rowvar=False)).select(matrix)
+
+
+def test_a_published_table_without_a_category_of_the_objective_is_ranked_by_its_mean() -> None:
+    table = ScoreMatrix(
+        models=("a", "b"),
+        categories=("x", "y"),
+        values=np.array([[0.9, 0.1], [0.4, 0.7]]),
+        published=True,
+    )
+    other = Weighted(category_weights={"x": 1.0, "z": 1.0})
+    assert ranking(table, other, strict=False) == ["b", "a"]
+    with pytest.raises(UserError, match="z"):
+        ranking(table, other)
+    with pytest.raises(UserError, match="z"):
+        ranking(replace(table, published=False), other, strict=False)
+
+
+def test_excluded_categories_weigh_nothing_in_any_ranking(matrix: ScoreMatrix) -> None:
+    """The order of a mean and of a minimum over what is left; of nothing, the order of the pool."""
+    own = [matrix.categories.index(name) for name in ("y", "z")]
+    values = matrix.values[:, own]
+    names = np.array(matrix.models)
+    by_mean = names[np.argsort(-values.mean(axis=1), kind="stable")].tolist()
+    by_worst = names[np.argsort(-values.min(axis=1), kind="stable")].tolist()
+    assert ranking(matrix, Mean(), exclude=["w", "x"]) == by_mean
+    assert ranking(matrix, WorstCategory(), exclude=["w", "x"]) == by_worst
+    assert by_mean != ranking(matrix, Mean())
+    for objective in (Mean(), WorstCategory()):
+        assert ranking(matrix, objective, exclude=matrix.categories) == list(matrix.models)
+
+
+def test_a_threshold_above_0_is_needed_where_the_sign_does_not_count() -> None:
+    assert soce(sign="signed", threshold=0.0).threshold == 0
+    assert soce(threshold=1e-9).threshold == 1e-9
+    with pytest.raises(UserError, match=r"selector\.threshold=0.* above 0"):
+        soce(threshold=0.0)
+
+
+def test_what_a_selector_says_of_itself() -> None:
+    cluster = SoCECluster(correlation=pearson, objective=Mean(), threshold=0.4)
+    assert (cluster.deciding_threshold, cluster.deciding_correlation) == (0.4, pearson)
+    by_number = replace(cluster, k=4)
+    assert by_number.deciding_threshold is None
+    by_number.check(models=3, candidates=3, categories=4)
+    with pytest.raises(UserError, match=r"selector\.k=4 clusters are more than the 3 categories"):
+        by_number.check(models=3, candidates=3, categories=3)
+    assert TopK(objective=Mean()).picks_best
+    assert not TopK(objective=Mean(), exclude=["w"]).picks_best
+
+
+@pytest.mark.parametrize(
+    ("selector", "sizes"),
+    [
+        (Greedy(objective=Mean()), (1, 2, 3, 4)), (Greedy(objective=Mean(), k=2), (1, 2)),
+        (Greedy(objective=Mean(), k=9), (1, 2, 3, 4)), (TopK(objective=Mean()), (3,)),
+        (TopK(objective=Mean(), k=5), (4,)), (All(), (4,)),
+    ],
+)  # fmt: skip
+def test_a_selection_has_one_of_these_sizes(selector: Selector, sizes: tuple[int, ...]) -> None:
+    assert tuple(selector.sizes(4)) == sizes

@@ -11,7 +11,7 @@ from scipy import stats
 
 from souping.core.types import FloatArray, IntArray
 from souping.core.unit import Estimate
-from souping.statistics import flips as module
+from souping.statistics import bootstrap_t, corrections, flips, grouped, nested, score_table
 from souping.statistics.comparison import Comparison, better_than_every
 from souping.statistics.corrections import FIRST_LOOK, Level, holm, penalty
 from souping.statistics.flips import INTERVAL_SALT, drawn_sums
@@ -99,7 +99,7 @@ def test_drawn_patterns_agree_with_all_patterns(monkeypatch: pytest.MonkeyPatch)
     deltas = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.8, 0.15], size=80)
     whole = design(deltas, np.arange(80) % 2, np.arange(80), np.array([0.5, 0.5]))
     exact = sign_flip(whole)
-    monkeypatch.setattr(module, "EXACT_STATES", 0)
+    monkeypatch.setattr(flips, "EXACT_STATES", 0)
     assert sign_flip(whole, draws=20_000) == pytest.approx(exact, abs=4 * np.sqrt(exact / 20_000))
     assert sign_flip(whole, draws=20_000) != exact
 
@@ -289,7 +289,7 @@ def test_difference_is_the_objectives() -> None:
 @pytest.mark.parametrize("number", [1, 1000, 1001, 20_000])
 def test_so_many_coins_have_probabilities(number: int) -> None:
     expected = stats.binom.pmf(np.arange(number + 1), number, 0.5)
-    np.testing.assert_allclose(module._heads_distribution(number), expected, rtol=1e-9, atol=1e-300)
+    np.testing.assert_allclose(flips._heads_distribution(number), expected, rtol=1e-9, atol=1e-300)
 
 
 @pytest.mark.parametrize("number", [[1, 2, 3], [40, 9, 1000], [5000]])
@@ -302,6 +302,24 @@ def test_drawn_signs_are_those_of_the_inverse_distribution(number: list[int]) ->
     sums = drawn_sums(rows, sizes, one_stratum, strata=1, draws=draws, seed=7)[:, 0]
     rng = np.random.default_rng([INTERVAL_SALT, 7])
     for row, coins in enumerate(number):
-        cumulative = np.cumsum(module._heads_distribution(coins))
+        cumulative = np.cumsum(flips._heads_distribution(coins))
         heads = np.minimum(np.searchsorted(cumulative, rng.random(draws)), coins)
         assert sums[:, row].tolist() == (2.0 * heads - coins).tolist()
+
+
+def test_the_numbers_that_limits_rest_on_are_those_of_earlier_reports() -> None:
+    """With others, the same scores would have other limits, and a report that is made again would change."""
+    draws = (flips.SIGN_DRAWS, flips.MOST_DRAWS, flips.EXACT_STATES, flips.INTERVAL_SALT)
+    assert draws == (10_006, 100_002, 20_000, 0x500D)
+    streams = (flips.STARTS, flips.SIGNS_AT_A_TIME, flips.MANY_GROUPS, flips.FEW_ALIKE)
+    assert streams == (1024, 4_000_000, 64, 32)
+    ends = (flips.TINY_VARIANCE, flips.NO_VARIANCE, flips.DISTANCE_HALVINGS, flips.ENDLESS)
+    assert ends == (1e-12, 1e-30, 22, 60_000.0)
+    resampled = (bootstrap_t.BOOTSTRAP_DRAWS, bootstrap_t.LEAST_DRAWS, bootstrap_t.WORK)
+    assert resampled == (4_999, 399, 6_000_000)
+    chunks = (bootstrap_t.GROUPS_AT_A_TIME, bootstrap_t.RESOLVED, bootstrap_t.GROUPS_PER_INFLUENCE)
+    assert chunks == (2_000_000, 20, 16)
+    assert (nested.LEAST_P, nested.P_HALVINGS, corrections.ALPHA) == (1e-100, 64, 0.05)
+    groups = (grouped.SMALLEST_STRATUM, grouped.FLAT_VARIANCE, grouped.ZERO_DIFFERENCE)
+    assert groups == (5, 1e-12, 1e-9)
+    assert (score_table.WARN_LOST, score_table.MOST_LOST) == (0.02, 0.2)

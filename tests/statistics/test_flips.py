@@ -127,6 +127,8 @@ def test_a_difference_and_its_mirror_have_mirrored_limits_or_at_zero_the_same() 
     for values, mirrored in (
         (uneven, True),
         (uneven - uneven.mean(), True),
+        # T is 0.3 of the largest difference.
+        (uneven - uneven.mean() + 0.3 * 0.5 / 80, True),
         (rng.permutation(np.concatenate([half, -half])), False),
     ):
         limits = []

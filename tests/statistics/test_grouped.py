@@ -71,6 +71,19 @@ def test_a_stratum_without_variation_is_flat_and_one_with_a_single_loss_is_not()
     assert sorted(both.flat) == [False, True]
 
 
+@pytest.mark.parametrize("weight", [1.0, 1e-3])
+@pytest.mark.parametrize(("loss", "is_flat"), [(1.9e-5, True), (2.1e-5, False)])
+def test_what_is_flat_is_relative_to_the_weight_of_a_stratum(
+    weight: float, loss: float, is_flat: bool
+) -> None:
+    """One loss among 20 groups of weight w / 2: a variance of (w / 2)^2 loss^2 / 400, flat up to 1e-12 (w / 2)^2."""
+    scores: FloatArray = np.ones(40)
+    scores[0] -= loss
+    categories = np.repeat([0, 1], 20)
+    both = design(scores, categories, np.arange(40), np.array([weight / 2, weight / 2]))
+    assert sorted(both.flat) == [is_flat, True]
+
+
 def test_a_small_category_varies_around_the_mean_of_the_strata_that_hold_small_ones() -> None:
     """One lone item of a second category, 1.0, among five of the first, which add up to 2.5."""
     values = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.0])
@@ -78,3 +91,9 @@ def test_a_small_category_varies_around_the_mean_of_the_strata_that_hold_small_o
     scores = design(values, categories, np.arange(6), np.array([0.5, 0.5]))
     small = scores.weights[1] * (1.0 - 3.5 / 6) / 1
     assert np.abs(scores.influence - small).min() == pytest.approx(0, abs=1e-12)
+
+
+def test_a_single_group_shows_no_variance() -> None:
+    alone = design(np.array([0.2, 0.7]), np.zeros(2, int), np.zeros(2, int), np.ones(1))
+    assert alone.variances.tolist() == [0.0]
+    assert alone.flat.tolist() == [True]

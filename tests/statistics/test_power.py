@@ -14,10 +14,12 @@ from scipy import optimize, stats
 
 from souping.core.scores import Mean, Weighted, WorstCategory
 from souping.core.types import FloatArray, ItemScores, ScoreMatrix
+from souping.statistics import power as planned
 from souping.statistics.comparison import contrast, split_variance
 from souping.statistics.power import (
     RunPower,
     detectable,
+    error_covariance,
     errors_for_power,
     items_for,
     items_in_words,
@@ -26,7 +28,7 @@ from souping.statistics.power import (
     power_of,
     rounded_up,
 )
-from souping.statistics.score_table import ScoreTable, one_category
+from souping.statistics.score_table import ItemTable, ScoreTable, one_category
 from tests.conftest import make_items
 
 ITEMS = make_items(200, ("x",))
@@ -186,6 +188,32 @@ def test_equal_candidates_have_the_variance_of_their_own_answers() -> None:
     assert known is not None
     assert assumed is not None
     assert known.gain == pytest.approx(assumed.gain * math.sqrt(4000 / 700))
+
+
+def test_errors_of_candidates_are_those_within_strata() -> None:
+    """Of a stratum of n groups, n / (n - 1) of the products of the deviations from its own mean."""
+    rng = np.random.default_rng(6)
+    kinds = [("x",)] * 9 + [("y",)] * 7 + [("x", "y")] * 6
+    items = []
+    for number, names in enumerate(kinds):
+        items += [replace(item, group=f"{number}") for item in make_items(1, names)]
+    values = {name: rng.random(len(items)) for name in "ab"}
+    table = ItemTable.of(items, Mean())
+    grouped = [table.grouped(values[name]) for name in "ab"]
+    influence = []
+    for name in "ab":
+        parts = np.zeros(len(kinds))
+        for category in ("x", "y"):
+            own = np.array([item.category == category for item in items])
+            deviation = values[name][own] - values[name][own].mean()
+            groups = np.array([int(item.group) for item in items])[own]
+            np.add.at(parts, groups, deviation / 2 / own.sum())
+        influence.append(parts)
+    expected = np.zeros((2, 2))
+    for places in (range(9), range(9, 16), range(16, 22)):
+        own = np.array(influence)[:, list(places)]
+        expected += len(places) * np.cov(own, ddof=1)
+    assert error_covariance(grouped) == pytest.approx(expected)
 
 
 def test_no_power_is_told_where_nothing_varies_or_the_objective_bends() -> None:
@@ -360,7 +388,39 @@ def test_nothing_is_said_of_more_answers_where_there_is_one() -> None:
     power = measured_power(scores, test, Mean(), 0.01)
     assert power is not None
     assert power.more is None
+    twice = {name: sampled(rng.random(100), 2, rng) for name in "ab"}
+    power = measured_power(twice, test, Mean(), 0.01, 2)
+    assert power is not None
+    assert power.more is not None
+    assert (power.more.repeats, power.more.items) == (2, 30)
     unknown = {name: ItemScores(items=one.items, values=one.values) for name, one in scores.items()}
     power = measured_power(unknown, test, Mean(), 0.01, 3)
     assert power is not None
     assert power.more is None
+
+
+def test_the_numbers_that_power_rests_on_are_those_of_earlier_reports() -> None:
+    assert (planned.POWER, planned.MANY_DEGREES, planned.ABSURD, planned.DISCORDANCE) == (
+        0.8,
+        200,
+        1e5,
+        0.1,
+    )
+    assert (planned.FUTURE_ERRORS, planned.FUTURES, planned.MOST_TIMES) == (24, 4000, 2.0**40)
+    assert (planned.POWER_HALVINGS, planned.TIMES_HALVINGS, planned.ITEMS_HALVINGS) == (24, 40, 20)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_gain_is_that_of_the_same_simulated_splits_as_in_earlier_reports(count: int) -> None:
+    """Of equal candidates, with 4,000 splits by the seed 0: true levels, then errors of candidates, then the soup's."""
+    power = power_of(published(count), ITEMS, Mean(), 0.05)
+    rng = np.random.default_rng(0)
+    rng.standard_normal((4000, count))  # no difference between the levels is believed
+    sd = math.sqrt(0.1 / 2 / len(ITEMS))
+    errors = sd * rng.standard_normal((4000, count))
+    # Two candidates differ with the variance 2 sd^2, and the soup from each of them as much.
+    soup = sd * math.sqrt((count + 1) / count) * rng.standard_normal((4000, 1))
+    differences = errors + soup - errors.mean(axis=1, keepdims=True)
+    demanded = stats.norm.ppf(0.975) * differences.std(axis=0) + differences
+    assert power is not None
+    assert power.gain == pytest.approx(np.quantile(demanded.max(axis=1), 0.8), rel=1e-7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from souping.statistics.score_table import (
     ScoreTable,
     group_numbers,
     joined,
+    one_category,
     span,
     without_rounding,
 )
@@ -252,3 +254,19 @@ def test_a_difference_of_rounding_is_none() -> None:
     assert without_rounding(np.array([1e-3, -1e-3, 1e-15, -1e-15])).tolist() == [1e-3, -1e-3, 0, 0]
     apart = two([[0.5, 1, 0, 0, 0, 0.25]], [[0, 0, 0, 0, 0, 0]]).difference("m", "n")
     assert apart.objective == pytest.approx(0.5 * 0.75 + 0.2 * 0.25)
+
+
+def test_tables_of_arrays_are_equal_to_themselves_alone() -> None:
+    """Arrays have no truth value: what holds them is compared, and kept in sets, by identity."""
+    items = one_category(np.arange(4))
+    table = ScoreTable.complete(items, {"a": np.ones(4), "b": np.zeros(4)})
+    for one in (
+        items,
+        table,
+        table.answers["a"],
+        table.paired("a", "b"),
+        ModelScores(items=items, values=np.ones(4)),
+    ):
+        assert one == one
+        assert one != replace(one)
+        assert len({one, replace(one)}) == 2

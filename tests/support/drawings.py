@@ -53,8 +53,12 @@ def rims(points: Collection) -> FloatArray:
 
 
 def legend(axes: Axes) -> tuple[list[str], tuple[float, float]]:
-    """Its texts, and the lower left corner that it is anchored to, as shares of the axes' sides."""
+    """Its texts, and the lower left corner that it is anchored to, as shares of the axes' sides.
+
+    A sample of a colour is as long as a letter is high.
+    """
     found = axes.get_legend()
     assert found is not None
+    assert found.handlelength == 1
     box = found.get_bbox_to_anchor().transformed(axes.transAxes.inverted())
     return [text.get_text() for text in found.get_texts()], (box.x0, box.y0)

@@ -17,6 +17,7 @@ from souping.core.types import Item, UserError
 from souping.evaluate.benchmark import Benchmark
 from souping.evaluate.scoring import load_scorers, score
 from souping.evaluate.scoring.judge import Judge
+from souping.evaluate.servers.server_process import ServerError
 from tests.conftest import Cli, pool_of
 from tests.support.http import FakeServer, Handler, serving
 
@@ -279,3 +280,70 @@ def test_a_run_judges_equal_answers_once_and_a_second_never(
     assert len(graded) == len(set(graded))
     assert souping(*base, "hydra.run.dir=c").code == 0
     assert len(endpoint.requests) == asked
+
+
+class TestVerdicts:
+    """A judge's verdicts, of replies that are given."""
+
+    @pytest.fixture
+    def judge(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+        def verdict(reply: str, **settings: Any) -> float:
+            monkeypatch.setattr(Judge, "reply", lambda self, body: reply)
+            return Judge(model="small", key="", prompt="graded: $answer", **settings)(QUESTION, "x")
+
+        return verdict
+
+    def test_the_last_verdict_counts_in_any_case(self, judge: Callable[..., float]) -> None:
+        assert judge("No. On second thoughts: YES.") == 1.0
+        assert judge("yes, or no") == 0.0
+        with pytest.raises(UserError, match="no verdict"):
+            judge("perhaps")
+
+    def test_a_number_counts_over_the_scale(self, judge: Callable[..., float]) -> None:
+        grade = r"grade: (\w+)( of 10)?"
+        assert judge("grade: 3 of 10, then grade: 7 of 10", verdict=grade, scale=10.0) == 0.7
+        assert judge("grade: 0", verdict=grade, scale=10.0) == 0.0
+        scores = {"7": 0.25}
+        assert judge("grade: 7", verdict=grade, scale=10.0, scores=scores) == 0.25
+        with pytest.raises(UserError, match="'good' is neither in scores nor a number"):
+            judge("grade: good", verdict=grade)
+
+    def test_a_judge_waits_a_minute_and_tries_six_times_unless_told_otherwise(self) -> None:
+        own = Judge(model="small")
+        assert (own.timeout, own.retries, own.pause, own.threads) == (60.0, 5, 1.0, 8)
+        assert (own.max_tokens, own.scale, own.key) == (512, 1.0, "OPENAI_API_KEY")
+        assert own.scores == {"yes": 1.0, "no": 0.0}
+
+    def test_pauses_between_tries_double(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pauses = list[float]()
+
+        def busy(*request: object) -> bytes:
+            raise ServerError("busy", status=503)
+
+        monkeypatch.setattr("souping.evaluate.scoring.judge.post", busy)
+        monkeypatch.setattr("souping.evaluate.scoring.judge.time.sleep", pauses.append)
+        with pytest.raises(UserError, match="HTTP 503"):
+            Judge(model="small", key="", retries=4, pause=0.5)(QUESTION, "x")
+        assert pauses == [0.5, 1.0, 2.0, 4.0]
+
+    def test_a_prompt_without_the_answer_is_refused(self) -> None:
+        with pytest.raises(UserError, match="answer"):
+            Judge(model="small", prompt="$question")
+
+    def test_a_request_shows_messages_with_their_roles_and_references_as_json(self) -> None:
+        messages = (
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": "2 + 2?"},
+        )
+        item = Item(id="1", category="c", prompt=messages, answer=["4", "\u00e4"])
+        body = Judge(model="small", prompt="$question|$reference|$answer|$5", max_tokens=7).request(
+            item, "four"
+        )
+        text = 'system: Be kind.\n\nuser: 2 + 2?|["4", "\u00e4"]|four|$5'
+        assert body["messages"] == [{"role": "user", "content": text}]
+        assert (body["temperature"], body["max_tokens"], body["model"]) == (0, 7, "small")
+        strict = Judge(model="small", system="Be strict.", extra={"top_p": 0.5}).request(
+            QUESTION, "x"
+        )
+        assert [message["role"] for message in strict["messages"]] == ["system", "user"]  # type: ignore[union-attr,index,call-overload]
+        assert strict["top_p"] == 0.5

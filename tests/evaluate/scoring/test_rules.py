@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from souping.core.types import Item, UserError, UserScorer
-from souping.evaluate.scoring import check_item, chosen_letter, last_number, score, user_scores
+from souping.evaluate.scoring import (
+    call_reader,
+    calls,
+    check_item,
+    chosen_letter,
+    last_number,
+    score,
+    user_scores,
+)
 from souping.evaluate.scoring.call_reader import depth, number, pieces, unescape
 from souping.evaluate.scoring.calls import Unparsable, parse_calls, plain_value, standardise
 
@@ -379,3 +387,47 @@ def test_own_scores_are_from_0_to_1(value: Any, taken: bool) -> None:
         return
     with pytest.raises(UserError, match="not 0 to 1"):
         score(asked, "y")
+
+
+def test_an_answer_of_a_text_without_a_call_cannot_be_read() -> None:
+    with pytest.raises(UserError, match="a text without a call"):
+        check_item(item("[]"))
+    with pytest.raises(UserError, match="call"):
+        check_item(item(["f(a=1)", ""]))
+
+
+def test_values_of_objects_in_an_answer_are_the_only_ones_allowed() -> None:
+    answer = {"name": "f", "arguments": {"a": {"b": [1, {"c": 2}]}}}
+    assert right(answer, "f(a={'b': [1, {'c': 2}]})")
+    assert not right(answer, "f(a={'b': [1, {'c': 3}]})")
+    assert not right(answer, "f(a={'b': [2, {'c': 2}]})")
+    assert not right(answer, "f(a={'b': [1, {'d': 2}]})")
+    assert not right(answer, "f(a={})")
+
+
+def test_a_type_of_another_language_is_refused() -> None:
+    with pytest.raises(UserError, match="'HashMap' is not known"):
+        check_item(item(typed("HashMap", [{}]), language="javascript"))
+
+
+def test_a_list_may_be_empty_where_it_may_be_left_out() -> None:
+    answer = [{"f": {"a": [""], "b": [1]}}]
+    assert right(answer, "f(a=[], b=1)")
+    assert right(answer, "f(b=1)")
+    assert not right(answer, "f(a=[1], b=1)")
+
+
+def test_elements_are_free_where_a_variable_is_allowed() -> None:
+    answer = typed("array", ["names", [1, 2]], items={"type": "integer"})
+    assert right(answer, "f(a=[1, 2])")
+    assert not right(answer, "f(a=[1, 3])")
+    only_lists = typed("array", [[1, 2]], items={"type": "integer"})
+    assert not right(only_lists, "f(a=['1', '2'])")
+
+
+def test_the_limits_of_a_text_of_calls_are_those_of_earlier_scores() -> None:
+    assert (calls.LONGEST_OUTPUT_CHARS, calls.DEEPEST, call_reader.MOST_CHECKS) == (
+        8_000,
+        40,
+        2_000,
+    )
