@@ -1,5 +1,4 @@
-"""Selectors of ingredients among the candidates: experts of weakly correlated categories (SoCE) or of clusters of
-categories, greedy, top-k, all.
+"""Selectors, which pick the ingredients: experts of weakly correlated categories (SoCE) or of clusters, greedy, top-k.
 
 `rho` is the correlation of every two of C categories over the models, [C, C].
 """

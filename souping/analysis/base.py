@@ -1,4 +1,4 @@
-"""Base class of analyses: the item scores of a run in, a result out that can be shown."""
+"""Base class of analyses: takes the item scores of a run, returns a result that a report can show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims about items: what a claim rests on, and the items that a new report is made on."""
+"""Claim of a report: its models, its items, and which items a new report may still be made on."""
 
 from __future__ import annotations
 

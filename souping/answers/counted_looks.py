@@ -1,4 +1,4 @@
-"""CountedLooks of the test split: what was claimed and shown on its items, and on which items searches chose.
+"""Record of the looks at test items, kept in the results store: how many there were, and what each of them showed.
 
 It is part of the results store and identifies everything by its content: items by what the model sees
 (`Item.prompt_digest`), models by their weights. Other names, files, groups or settings do not reset it.

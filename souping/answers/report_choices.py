@@ -37,6 +37,9 @@ class Choices:
         self, row: str, candidates: Mapping[str, str], items: Sequence[Item]
     ) -> Choices:
         """The choices of a stored row (`to_row`); these ones stand for what it lacks."""
+        # Of candidates with the same bytes, a row does not say which one was meant.
+        if row == self.to_row(candidates, items):
+            return self
         best, top, routes = json.loads(row)
         # The first of equal candidates comes last, and so stays.
         names = {candidates[name]: name for name in reversed([*candidates])}

@@ -1,4 +1,4 @@
-"""Rules for the names and layouts of trainers' tensors: `rules/*.json` and files of users (docs/checkpoints.md)."""
+"""Rules for the tensors in trainers' checkpoints, their names and shapes: `rules/*.json` and files of users."""
 
 from __future__ import annotations
 

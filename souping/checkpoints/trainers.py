@@ -1,4 +1,4 @@
-"""What trainers write: the names of checkpoints' folders, and where weights, models and averages are in them.
+"""Trainers (`TRAINERS`), one record each: the names of its checkpoints' folders, and where weights are in them.
 
 Installed packages bring further trainers (`souping.checkpoints.layouts.installed_trainers`).
 """

@@ -1,4 +1,4 @@
-"""Commands of the command line, and the overrides that they stand for."""
+"""List of the commands (`COMMANDS`), and the overrides of the configuration that each stands for."""
 
 from __future__ import annotations
 

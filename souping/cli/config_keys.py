@@ -1,4 +1,4 @@
-"""Keys of the configuration: which there are, the type of each, and the check of their types (by `core.fields`)."""
+"""Keys at the root of the configuration: names, types, and the check of a value's type."""
 
 from __future__ import annotations
 

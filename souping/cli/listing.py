@@ -1,4 +1,4 @@
-"""`souping list`: the runs below a folder, and the newest of them."""
+"""`souping list`: the runs in a folder, and the newest of them."""
 
 from __future__ import annotations
 

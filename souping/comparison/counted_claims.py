@@ -1,4 +1,4 @@
-"""Looks of a comparison: the results store of souping's runs counts how often their test items were looked at."""
+"""Look of a `souping compare` at the test items of souping's runs, entered in their results store."""
 
 from __future__ import annotations
 

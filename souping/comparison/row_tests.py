@@ -1,4 +1,4 @@
-"""Tests of the rows of a comparison, and their verdicts.
+"""Tests of the rows of `souping compare`: their differences, and the corrections for several rows.
 
 The average row and the policy's required rows decide. Groups and tasks share max-T's correction, as the categories of a
 report do; runs of one model, and metrics that are not averaged, have Holm's.

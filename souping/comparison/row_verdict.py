@@ -1,4 +1,4 @@
-"""Verdicts from an interval and a margin, and the policy that says which rows decide."""
+"""Verdict of a row of `souping compare` (better, no-worse, ...), and the policy that says which rows decide."""
 
 from __future__ import annotations
 

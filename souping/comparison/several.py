@@ -1,4 +1,4 @@
-"""Several models at once: their differences to the baseline, and those among which the best is.
+"""Several models against one baseline: the correction for their number, and which of them may be the best.
 
 Shape legend: D sign patterns, M models.
 """

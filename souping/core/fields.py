@@ -1,4 +1,4 @@
-"""Values against annotations: fields of components, keys of the configuration, arguments, and JSON that people edit.
+"""Checks of values by annotations (types, bounds): fields of components, configuration keys, arguments, edited JSON.
 
 An annotation says what a value may be: a plain type, `Literal`, a container, a `TypedDict`, or `Annotated` with an
 `Bounds` or a `Form`.

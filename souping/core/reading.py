@@ -1,4 +1,4 @@
-"""JSON that people may have edited as frozen dataclasses, and back.
+"""Lenient reading of JSON as dataclasses, and writing: a value that does not fit becomes the default.
 
 An annotation says what a field takes: `str`, `bool`, `int | None`, `float | None`, a dataclass, `tuple[X, ...]`,
 `Mapping[str, X]`, each of them `| None`, or `Any` for JSON of any form. `fields.fits` says which value fits. One that

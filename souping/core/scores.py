@@ -1,4 +1,4 @@
-"""Score tables and their sources, measured here or published; and objectives, one number of category scores.
+"""Sources of the score table (models x categories), measured or published; and objectives, means of category scores.
 
 An objective (a mean, fixed weights, a tree of group means) is linear in the category means: one weight a category says
 it all, and paired tests and intervals apply to all alike. The worst category is the one that is not.

@@ -1,5 +1,7 @@
-"""The machine: its cores and GPUs, the versions of packages, and what makes a report. macOS lacks `sched_getaffinity`
-and `/dev/shm`."""
+"""The machine: its cores and GPUs, the versions of packages, and the provenance of a report.
+
+macOS lacks `sched_getaffinity` and `/dev/shm`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From items to prompts and from logits to tokens: chat templates, and decoding with what checkpoints say of it.
+"""Prompts from items, by the tokenizer's chat template; and decoding: the next token from logits.
 
 Templates are code that comes with a candidate or a task file, which must neither fill the memory nor run forever: a
 child process renders them. Answers are greedy, or sampled so that each depends on (seed, item, number of the answer)

@@ -1,4 +1,4 @@
-"""Result files of other tools, read as rows of this package's columns.
+"""Log formats of other tools (`LOG_LAYOUTS`): how rows of their files become rows with this package's columns.
 
 A file of a known tool is recognised by the keys of its rows. Of any other table, `fields` names the fields. Installed
 packages bring further tools (entry points `souping.logs`).

@@ -1,4 +1,4 @@
-"""What is at a path, and which reader reads it."""
+"""Choice of the reader for a path: the log of a harness, a run of souping, or a table."""
 
 from __future__ import annotations
 

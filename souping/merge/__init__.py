@@ -1,5 +1,7 @@
-"""Merging of checkpoints, on disk and into a live module. Here: the base classes of the pools that backends open, of
-plans, and of live modules that become soups. That of backends is in `backend.py`."""
+"""Merging of checkpoints. Here: base classes of the pools that backends open, of plans, and of live modules.
+
+That of backends is in `backend.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merge methods by name, and the arithmetic of one block: bytes of the ingredients in, bytes of the soup out.
+"""Merge methods by name (`METHODS`), and their arithmetic: bytes of the ingredients in, bytes of the soup out.
 
 The specification, which is also what mergekit 0.1.5's `linear` and torch's `add_(x, alpha=w)` on fp32 do:
 `acc = +0; acc = fma(w_k, x_k, acc)` in the plan's order with w_k rounded to fp32, then one rounding to the output

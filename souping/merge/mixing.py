@@ -1,4 +1,4 @@
-"""Work of a merge plan in pieces: chunks, which ranks share, and blocks, which threads mix and check."""
+"""Pieces of a merge plan: chunks, which ranks share, and blocks, which threads mix in memory and check."""
 
 from __future__ import annotations
 

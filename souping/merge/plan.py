@@ -1,4 +1,4 @@
-"""Merge plan: plain data that says where every byte of the soup comes from and where it goes.
+"""Merge plan: plain data that says where every byte of a soup is read and where it will be written.
 
     recipe   weights of ingredients
       |      `alignment` compares their headers and reads no weight

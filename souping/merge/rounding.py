@@ -1,4 +1,4 @@
-"""Rounding of a soup's numbers to the dtype that is stored, and of a product and sum at once."""
+"""Rounding of a soup's fp32 numbers to the stored dtype, and fused multiply-add, which rounds once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan into a complete model folder.
+"""Writer of soups: fills the shards of a model folder with the weights that a merge plan mixes.
 
 Blocks of the ingredients stream from their files through the method into the shards. Two threads each read N rows
 at their places, mix them and write the block; numpy and the kernels release the interpreter's lock. Memory is a few

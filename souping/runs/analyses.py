@@ -1,4 +1,4 @@
-"""Analyses of a run: the scores that they are given, and what is kept of each.
+"""Analyse step of a run: calls its analyses with their scores, and keeps the result of each.
 
 They read answers from the store. What an analysis lacks is evaluated before.
 """

@@ -1,4 +1,4 @@
-"""What a report can show, and the strongest claim of it that holds, in sentences.
+"""Verdict of a run: whether its soup is better than the candidates, by the corrected p-values and the margin.
 
 All p-values are two-sided; a claim "better" also needs the difference above zero.
 """

@@ -1,5 +1,4 @@
-"""Adaptive search: a surrogate chooses which soup answers which items next, by its expected improvement over the leader
-within the bounds.
+"""Adaptive search: a surrogate chooses which soup answers which items next, by expected improvement over the leader.
 
 Shape legend: S soups, K ingredients, I items of the search split.
 """

@@ -1,6 +1,6 @@
-"""Points of the weight simplex (K non-negative weights that sum to one), and searches over them: the grid, the
-uniform point, weights given by hand, Nevergrad, and the greedy soup.
+"""Searches over points of the weight simplex: grid, uniform, fixed weights, Nevergrad, greedy soup.
 
+A point is K non-negative weights that sum to one.
 `ListSearch` is the base of the searches that evaluate whole splits: points to evaluate, their results, the best one.
 The greedy soup is recipe 1 of Wortsman et al. 2022 (arXiv 2203.05482): a uniform soup that grows as long as it gets
 better.

@@ -1,4 +1,4 @@
-"""What a claim costs: at a later look at the same items, and as one of several tests."""
+"""Corrections of p-values and levels: what look 1, 2, 3 at the same items costs, and what several tests cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of models on the same items: the one table that all tests take, and all that is done about missing answers.
+"""Score table that all tests take: models' scores on the same items, and the bounds of missing answers.
 
 An answer that was requested and never received counts as its harness says, mostly as wrong. Whether it would have been
 right is not known, so a claim must hold three times: as counted, with the missing answers of one model right and those

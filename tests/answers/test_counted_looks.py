@@ -259,6 +259,13 @@ class TestClaims:
         found = today.as_first_shown(row, {"z": "f-c", "y": "f-b", "x": "f-a"}, renamed)
         assert found == Choices(best="x", top=("y", "x"), routes={"c w": "x", "c x": "y"})
 
+    def test_choices_among_candidates_of_the_same_bytes_stay_those_that_were_made(self) -> None:
+        items = [*MANY[:4], *MANY[100:104]]
+        candidates = {"a": "f-a", "twin": "f-a", "b": "f-b"}
+        for best, top in (("a", ("a", "twin", "b")), ("twin", ("twin", "b"))):
+            first = Choices(best=best, top=top, routes={"w": "twin", "x": "b"})
+            assert first.as_first_shown(first.to_row(candidates, items), candidates, items) == first
+
     def test_categories_with_the_same_prompts_keep_their_own_routes(self) -> None:
         items = [replace(item, category=name) for name in "wx" for item in MANY[:4]]
         first = Choices(best="a", routes={"w": "a", "x": "b"})

@@ -1,4 +1,4 @@
-"""Base class of engines, which turn prompts into texts and score texts; and the answers and passages of all of them."""
+"""Base class of engines, which answer prompts and score texts; and the answers that they return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Scorers: an item and a model's output -> a fraction of 1. They never raise on an output, whatever it is.
+r"""Scorers by name (`SCORERS`): an item and a model's output -> a fraction of 1. They never raise on an output.
 
 - `exact`: equal after every run of white space became one space and the ends were stripped; case and punctuation
   count. The answer may be a list: any of them is right.
