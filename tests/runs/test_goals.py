@@ -128,8 +128,8 @@ def test_a_guard_may_be_any_name_with_any_candidate() -> None:
 def test_a_run_shows_its_front_and_holds_the_chosen_soup_to_its_guards(
     family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    """The grid asks the singles and one mixture; ant is the best in red, to which all weight is given."""
-    search = ["selector=all", "optimiser=grid", "optimiser.max_trials=3"]
+    """The best soup of all is bee. All weight is given to red, in which ant is the best."""
+    search = ["selector=all", "optimiser=adaptive", "optimiser.max_items=200"]
     goals = ["pareto={red: 1, green: 0}", "guard_baseline=bee", "guard={red: 99, green: 99}"]
     souping(*pool_of(family, "ant", "bee"), *search, *goals, "hydra.run.dir=run").ok()
     assert "Front of red and green" in (tmp_path / "run/report.md").read_text()
@@ -138,6 +138,8 @@ def test_a_run_shows_its_front_and_holds_the_chosen_soup_to_its_guards(
     assert [goal["name"] for goal in front["goals"]] == ["red", "green"]
     assert front["chosen"]["weights"] == [1.0, 0.0]
     checks = report["analyses"]["guards"]["checks"]
+    # Without guards the same soup would be chosen.
+    assert report["analyses"]["guards"]["cost"] == 0
     assert [(check["name"], check["outcome"]) for check in checks] == [
         ("red", "not measured"),
         ("green", "not measured"),
