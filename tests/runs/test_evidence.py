@@ -116,6 +116,19 @@ def test_what_was_lost_is_said_under_the_headline() -> None:
     assert str(report_table(read_content(found)).caption).endswith(line)
 
 
+def test_a_row_has_the_rate_of_each_category_and_the_objective() -> None:
+    found = gathered(scores(level(0.8, z=0.3)))
+    rows = {row["name"]: row for row in found["rows"]}
+    assert [row["name"] for row in found["rows"]] == ["a", "b", "a", "soup"]
+    soup = rows["soup"]
+    assert (soup["kind"], soup["recipe_id"]) == ("soup", SOUP.id)
+    means = {name: score["mean"] for name, score in soup["scores"].items()}
+    assert means == pytest.approx({"w": 0.8, "x": 0.8, "y": 0.8, "z": 0.3})
+    assert soup["objective"]["mean"] == pytest.approx((3 * 0.8 + 0.3) / 4)
+    for score in (soup["objective"], *soup["scores"].values()):
+        assert score["low"] < score["mean"] < score["high"]
+
+
 def test_a_soup_that_is_the_best_candidate_lost_nothing() -> None:
     rows = [
         Contender(name="a", kind=kind, recipe=SINGLES["a"])
