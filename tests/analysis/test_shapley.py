@@ -265,3 +265,10 @@ def test_bars_have_the_colour_of_their_level_and_the_unit_of_the_scores() -> Non
 
 def test_nothing_is_drawn_of_single_players() -> None:
     assert replace(RESULT, levels=(ALL_THREE,)).drawings(POINTS) == ()
+
+
+def test_a_base_that_is_not_evaluated_is_said() -> None:
+    assert Shapley().notes(None, None) == []
+    assert Shapley().notes("org/base", "base") == []
+    (note,) = Shapley().notes("org/base", None)
+    assert note.startswith("merge.base_model=org/base is not a candidate")

@@ -32,7 +32,7 @@ from souping.answers.counted_looks import CountedLooks
 from souping.answers.evaluation import Evaluation
 from souping.answers.report_choices import Choices
 from souping.answers.store import Store
-from souping.core.scores import Mean, Weighted
+from souping.core.scores import Mean, Weighted, WorstCategory
 from souping.core.types import Item, Recipe, Record, UserError
 from souping.core.unit import BITS_PER_BYTE
 from souping.evaluate.benchmark import Benchmark
@@ -107,6 +107,14 @@ class TestClaims:
     ) -> None:
         looks = [number(counted_looks, one) for one in (claim(HALF, ITEMS), other, other)]
         assert looks == [1, 2, 2]
+
+    def test_an_objective_that_is_no_weighted_mean_counts_by_its_name(self) -> None:
+        """Its weights of items are those of the mean."""
+        mean, worst = claim(HALF, ITEMS), claim(HALF, ITEMS, WorstCategory())
+        assert mean.fingerprint != worst.fingerprint
+        assert worst.fingerprint == claim(HALF, ITEMS, WorstCategory()).fingerprint
+        weighted = Weighted(category_weights={"w": 1.0, "x": 1.0})
+        assert mean.fingerprint == claim(HALF, ITEMS, weighted).fingerprint
 
     def test_names_order_rounding_and_margin_make_no_other_claim(
         self, counted_looks: CountedLooks

@@ -314,12 +314,17 @@ def test_the_evaluators_items_have_the_name_that_was_chosen() -> None:
         def benchmark(self) -> ListedItems:
             return whole
 
+        def outline(self) -> tuple[Item, ...]:
+            return outline_items({"w": 3, "x": 3}, [])
+
     choice = EvaluatorBenchmark(exclude=["w"], limit=1, splits={"test": 0.5})
     brought = choice.brought_by(Own())
     assert (brought.title, brought.label, brought.splits) == ("items", "items", {"test": 0.5})
     assert [item.id for item in brought.items()] == [make_items(2)[2].id]
     assert replace(choice, name="mine").brought_by(Own()).title == "mine"
     assert choice.brought_by(Prompts()) is choice
+    assert [item.id for item in choice.outline(Own())] == ["w/0", "x/0"]
+    assert choice.outline(Prompts()) == ()
     assert choice.from_evaluator
     assert not brought.from_evaluator
 
@@ -357,3 +362,31 @@ def test_a_message_without_content_may_call_tools() -> None:
     for wrong in wrong_messages:
         with pytest.raises(UserError, match="chat message"):
             ListedItems(listed=[{**row, "messages": [wrong]}]).items()
+
+
+def test_a_text_without_an_answer_is_an_item_of_the_loss() -> None:
+    (item,) = ListedItems(listed=[{"text": "Once upon a time", "source": "tales"}]).items()
+    assert (item.prompt, item.answer, item.scorer, item.category) == (
+        "Once upon a time",
+        "",
+        "loss",
+        "tales",
+    )
+    with pytest.raises(UserError, match=r"items\[0\]: `source` is missing"):
+        ListedItems(listed=[{"text": "Once"}]).items()
+    with pytest.raises(UserError, match="`text` is empty"):
+        ListedItems(listed=[{"text": "", "source": "tales"}]).items()
+
+
+def test_ids_of_items_without_one_are_those_of_their_prompts() -> None:
+    rows: list[JsonObject] = [
+        {"category": "c", "answer": "a", "prompt": p} for p in ("x", "y", "x")
+    ]
+    first, second, third = ListedItems(listed=rows).items()
+    assert first.id == first.prompt_digest[:16]
+    assert second.id == second.prompt_digest[:16]
+    assert third.id == f"{first.id}-2"
+    with pytest.raises(UserError, match=r"items\[1\]: id '7' appears twice"):
+        ListedItems(listed=[{**row, "id": 7} for row in rows]).items()
+    with pytest.raises(UserError, match="holds no items"):
+        ListedItems(listed=[]).items()

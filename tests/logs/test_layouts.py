@@ -607,3 +607,42 @@ def test_a_table_whose_item_or_score_is_named_is_of_no_installed_package(
         assert layouts.layout_of({"x": 1}, (named,)).name == "table"
     assert layouts.layout_of(GYM | {"x": 1}, ()).name == "nemo_gym"
     assert layouts.layout_of({"y": 1}, ()).name == "table"
+
+
+def test_a_row_of_an_installed_package_needs_an_item_and_a_score() -> None:
+    theirs = LogLayout(
+        name="theirs", keys=("x",), package="p", columns=lambda row: {"item": row["x"]}
+    )
+    rows = layouts.rows_by_column(Path("log.csv"), [{"x": 1}], theirs, {})
+    with pytest.raises(UserError, match=r"log\.csv: no column score"):
+        list(rows)
+
+
+def test_answers_without_a_number_are_numbered_by_item() -> None:
+    rows = [episode(trace(True, (0.5, 2.0)), key=key) for key in ("a", "b", "a", "a")]
+    layout = layouts.layout_of(rows[0], ())
+    found = list(layouts.rows_by_column(Path("log"), rows, layout, {}))
+    assert [(row["item"], row["repeat"]) for row in found] == [
+        ("a", 0),
+        ("b", 0),
+        ("a", 1),
+        ("a", 2),
+    ]
+
+
+def test_a_row_without_the_named_score_is_a_missing_answer_if_others_have_one() -> None:
+    rows: list[LogRow] = [
+        {"item": 1, "category": "c"},
+        {"item": 2, "category": "c", "own": {"s": 0.5}},
+    ]
+    table = layouts.OWN_TABLE
+    found = list(layouts.rows_by_column(Path("t.csv"), rows, table, {"score": "own.s"}))
+    assert [row["score"] for row in found] == [None, 0.5]
+    with pytest.raises(UserError, match=r"t\.csv: no column own\.s"):
+        list(layouts.rows_by_column(Path("t.csv"), rows[:1], table, {"score": "own.s"}))
+    named = list(
+        layouts.rows_by_column(
+            Path("t.csv"), [{"n": 3, "s": 1}], table, {"item": "n", "score": "s"}
+        )
+    )
+    assert (named[0]["item"], named[0]["category"], named[0]["score"]) == (3, "all", 1)

@@ -363,3 +363,10 @@ def test_nothing_is_confirmed_that_the_budget_does_not_cover() -> None:
     assert running.ask() is None
     with pytest.raises(UserError, match="without a result"):
         running.best()
+
+
+def test_the_points_that_a_front_predicts_are_those_of_the_search() -> None:
+    assert Adaptive(step=0.25).predicted_points(3) == Adaptive(step=0.25).points(3)
+    assert Adaptive().uses_singles
+    assert Adaptive().describe(2).startswith("adaptive, 11 possible soups, stops when")
+    assert "stops" not in Adaptive(early_stopping=False).describe(2)

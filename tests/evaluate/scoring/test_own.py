@@ -314,6 +314,19 @@ class TestVerdicts:
         assert (own.max_tokens, own.scale, own.key) == (512, 1.0, "OPENAI_API_KEY")
         assert own.scores == {"yes": 1.0, "no": 0.0}
 
+    def test_a_reply_without_a_message_is_no_verdict(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        replies = [
+            {"choices": []},
+            {"choices": [{"message": {"content": None}}]},
+            {"choices": [{"message": {"content": "yes"}}, {"message": {"content": "no"}}]},
+        ]
+        waiting = [json.dumps(reply) for reply in replies]
+        monkeypatch.setattr("souping.evaluate.scoring.judge.post", lambda *request: waiting.pop(0))
+        own = Judge(model="small", key="", retries=1, pause=0.0)
+        with pytest.raises(UserError, match="its reply holds no message"):
+            own(QUESTION, "x")
+        assert own(QUESTION, "x") == 1.0
+
     def test_pauses_between_tries_double(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pauses = list[float]()
 
