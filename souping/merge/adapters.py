@@ -105,7 +105,7 @@ class AdapterPool(CandidatePool):
         if self._merged:
             if merge.rank is not None:
                 raise UserError(f"{mixed}: leave merge.rank out, which is for adapters")
-            adapter_files.refuse_shared(self.sites.values())
+            adapter_files.refuse_shared(self.sites.values(), mixed)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = dict[str, str]()
         for name, adapter in self.adapters.items():
