@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -279,7 +280,8 @@ class AdapterPool(CandidatePool):
                     pair = change.pairs[0][1]
                     elements += shape.rank * (pair.a.count + pair.b.count) // pair.rank
                 else:
-                    elements += change.site.tensor.count
+                    shape = change.site.tensor.shape
+                    elements += math.prod((len(change.rows) or shape[0], *shape[1:]))
             return 4 * elements + self.base.side_bytes
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 

@@ -250,6 +250,10 @@ def test_a_soup_is_the_formula_for_peft_and_in_memory(
     check(state(live), wanted)
     assert recipe.settings["adapters"] == ("merge" if kind in FULL else "keep")
     assert any("merge.adapters=merge" in note for note in pool.warnings) == (kind in FULL)
+    name = "model" if kind in FULL else "adapter_model"
+    size = (soup / f"{name}.safetensors").stat().st_size
+    # Planned are the values, without the header.
+    assert 0 < size - (pool.soup_bytes - pool.base.side_bytes) < 8000
     if kind in FULL:
         check(state(load_base(soup)), wanted)
         return
