@@ -333,6 +333,9 @@ def test_data_sets_that_cannot_be_read_are_refused(hub: Hub) -> None:
     refused("hf://../sums", key, "hf://ORG/NAME")
     refused("hf://org/code", key, "org/code")
     refused("hf://org/odd", key, "org/odd")
+    hub.add("org/gated", files(ROWS))
+    hub.repos["org/gated"].gated = True
+    refused("hf://org/gated", key, "org/gated", "authenticated")
     refused("org/sums", f"{key}=org/sums", "hf://ORG/NAME")
 
 
