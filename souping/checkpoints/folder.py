@@ -66,8 +66,11 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model folder. Raises UserError if it has none."""
     path = inside(folder, "config.json")
     if not path.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
-        hint = " It looks like an adapter: pools of adapters need their base." if adapter else ""
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = " It looks like an adapter: pools of adapters need their base."
+        elif any(folder.glob("adapter_model.*")):
+            hint = " It holds an adapter's weights without their adapter_config.json."
         raise UserError(f"{folder} has no config.json: not a complete model folder.{hint}")
     return json_object(path)
 

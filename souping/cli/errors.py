@@ -208,7 +208,8 @@ def _unreadable_override(word: str) -> str:
         return f"{word}: {fault}"
     return (
         f"cannot read the override {word}\n"
-        "values that hold ( ) , = ~ # or spaces need quotes inside the shell's own: 'key=\"a (b)\"'"
+        "values with spaces, ( ) , = ~ # or letters beyond a to z need quotes inside the shell's own: "
+        "'key=\"a (b)\"'"
     )
 
 

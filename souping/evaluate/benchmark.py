@@ -111,7 +111,13 @@ class Benchmark(BenchmarkItems):
         if is_data_set(self.path):
             rows = keyed_rows(numbered_rows(self.path, self._data_set.rows), columns)
         else:
-            rows = file_rows(expanded(self.path, "benchmark.path"), columns)
+            path = expanded(self.path, "benchmark.path")
+            if not path.exists():
+                raise UserError(
+                    f"benchmark.path={self.path} is neither a file nor a folder here; a data set of the Hub is "
+                    "hf://ORG/NAME"
+                )
+            rows = file_rows(path, columns)
         scorers = load_scorers(self.scorers or {})
         items = ((where, _item(row, where, scorers)) for where, row in rows)
         unique = _unique(items, f"benchmark.path={self.path}: it")
@@ -271,7 +277,7 @@ def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Ite
     for key, name in names.items():
         if values.get(key) is None:
             raise UserError(
-                f"{where}: `{name or key}` is missing (it has {listed(row) or 'nothing'}): "
+                f"{where}: `{name or key}` is missing or empty (it has {listed(row) or 'nothing'}): "
                 f"add it, or name its column, benchmark.columns={{{name or key}: COLUMN}}"
             )
     for key, hint in FORMS.items():

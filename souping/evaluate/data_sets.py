@@ -83,7 +83,8 @@ def load_data_set(address: str) -> DataSet:
         raise
     except Exception as error:  # data may raise anything
         lines = " ".join(stripped_lines(error.__cause__ or error)[:2])
-        raise UserError(f"{key}: {lines:.300}") from error
+        lines = lines or "a file is empty or damaged"
+        raise UserError(f"{key}: datasets cannot read it: {lines:.300}") from error
     finally:
         if bars:
             datasets.enable_progress_bars()

@@ -252,9 +252,14 @@ def write_model(
                 progress(done, plan.nbytes)
 
 
-def refuse_shared(sites: Iterable[Site]) -> None:
-    """Refuse changes that a full model cannot hold: of one of two tied weights, or of a bias that the base lacks."""
+def refuse_shared(sites: Iterable[Site], mixed: str = "") -> None:
+    """Refuse changes that a full model cannot hold: of one of two tied weights, or of a bias that the base lacks.
+
+    `mixed` says why the soup cannot stay an adapter, if it cannot.
+    """
     advice = "keep the soup an adapter, merge.adapters=keep"
+    if mixed:
+        advice = f"no full model holds that, and soups of this pool have to be full models: {mixed}"
     for site in sites:
         if site.shared:
             raise UserError(

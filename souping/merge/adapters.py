@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ class AdapterPool(CandidatePool):
         if self._merged:
             if merge.rank is not None:
                 raise UserError(f"{mixed}: leave merge.rank out, which is for adapters")
-            adapter_files.refuse_shared(self.sites.values())
+            adapter_files.refuse_shared(self.sites.values(), mixed)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = dict[str, str]()
         for name, adapter in self.adapters.items():
@@ -279,7 +280,8 @@ class AdapterPool(CandidatePool):
                     pair = change.pairs[0][1]
                     elements += shape.rank * (pair.a.count + pair.b.count) // pair.rank
                 else:
-                    elements += change.site.tensor.count
+                    shape = change.site.tensor.shape
+                    elements += math.prod((len(change.rows) or shape[0], *shape[1:]))
             return 4 * elements + self.base.side_bytes
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 

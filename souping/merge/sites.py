@@ -123,7 +123,8 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
             first = first_names.setdefault(tensor.name, site.parameter)
             if first != site.parameter and not site.shared:
                 raise UserError(
-                    f"adapters call {tensor.name} by two names, {shown(first)} and {shown(site.parameter)}"
+                    f"adapters call {tensor.name} by two names, {shown(first)} and {shown(site.parameter)} "
+                    "(tied weights, or other classes of the model): leave one of them out"
                 )
     for name, adapter in adapters.items():
         _copies_are_base(base, name, adapter)
@@ -197,10 +198,15 @@ def _trained_site(base: Checkpoint, name: str, part: TrainedTensor) -> Site:
 def _check_trained(name: str, part: TrainedTensor, site: Site) -> None:
     """Refuse a tensor of an adapter that does not have the shape of what it replaces."""
     shape = site.tensor.shape
-    fits = part.tensor.shape == shape
+    expected = shape
     if part.rows is not None:
-        fits = part.tensor.shape[1:] == shape[1:] and max(part.rows) < shape[0]
-    if not fits:
+        if max(part.rows) >= shape[0]:
+            raise UserError(
+                f"adapter {name}, {part.setting}: there is no row {max(part.rows)} in "
+                f"{shown(part.parameter)}, which is {list(shape)} in the base"
+            )
+        expected = (len(part.rows), *shape[1:])
+    if part.tensor.shape != expected:
         raise UserError(
             f"adapter {name}, {part.setting}: {shown(part.parameter)} is {list(part.tensor.shape)}, "
             f"the base's {list(shape)}"
@@ -274,5 +280,6 @@ def _copies_are_base(base: Checkpoint, name: str, adapter: Adapter) -> None:
         base_tensor = tensor_of(base, f"{module}.weight")
         if base_tensor is None or not same_values(adapter.checkpoint, tensor, base, base_tensor):
             raise UserError(
-                f"adapter {name} has a whole weight of {shown(module)} that is not the base's"
+                f"adapter {name} has a whole weight of {shown(module)} that is not the base's: name it in "
+                "modules_to_save of its config if it was trained"
             )

@@ -131,7 +131,10 @@ class _Planner:
         plan.similarity = self.opened.similarity if self.opened else None
         plan.stages = self._stages(plan)
         plan.speeds = self._speeds(plan)
-        plan.requirements = requirements_of(self.run, plan.models, plan.machine, evaluators)
+        written = self.opened.merge_pool.soup_bytes if self.opened else None
+        plan.requirements = requirements_of(
+            self.run, plan.models, plan.machine, evaluators, written
+        )
         plan.missing = missing_here(self.run, plan.models, plan.machine, evaluators)
 
     def _upload(self, plan: Plan) -> Section | None:

@@ -39,7 +39,7 @@ from souping.core.unit import POINTS, Unit
 from souping.evaluate.benchmark import Splits, limit_splits, make_splits, shares_of
 from souping.report.progress import Progress
 from souping.runs.asking import FileWorkers, OrderedSearch
-from souping.runs.requirements import check_machine
+from souping.runs.requirements import check_machine, check_soup
 from souping.runs.settings import RunSettings
 from souping.runs.state import MIXED_ROWS, ExtraBenchmark
 from souping.runs.steps import extra_benchmarks
@@ -374,6 +374,7 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
         further_models=settings.pool.further_models,
     )
     check_pool(settings, pool, pairs)
+    check_soup(settings, pool.merge_pool.soup_bytes)
 
     # Evaluators take templates and tokenizers from the pool.
     settings = replace(settings, evaluator=pool.bound(settings.evaluator))

@@ -85,11 +85,20 @@ class Requirement:
 
 
 def requirements_of(
-    run: RunSettings, models: Sequence[ModelSize], machine: Machine, evaluators: Sequence[Evaluator]
+    run: RunSettings,
+    models: Sequence[ModelSize],
+    machine: Machine,
+    evaluators: Sequence[Evaluator],
+    written: int | None = None,
 ) -> list[Requirement]:
-    """What the run needs of each disk, the memory and the GPUs; nothing if no model's size is known."""
+    """What the run needs of each disk, the memory and the GPUs; nothing if no model's size is known.
+
+    `written` are the bytes of its soup, if its pool is open (default: `soup_bytes`).
+    """
     if not any(model.nbytes for model in models):
         return []
+    if written is None:
+        written = soup_bytes(models, run.merge)
     # A soup is written to a temporary folder for evaluators that take a folder, or chunks that cannot be streamed.
     soup = largest_bytes(models, run.merge.dtype)
     place = scratch_place(soup)
@@ -117,7 +126,7 @@ def requirements_of(
         have=machine.memory,
         fix="use a smaller evaluator.dtype, or a larger machine",
     )
-    requirements = [*_disks(run, models, place, on_disk), memory]
+    requirements = [*_disks(run, models, written, place, on_disk), memory]
     for evaluator in evaluators:
         if not _needs_gpu(evaluator.hosting, machine):
             continue
@@ -145,7 +154,16 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
     # Opening the pool later gives a better error.
     if any(model.trouble for model in models):
         return
-    requirements = requirements_of(run, models, machine, evaluators)
+    _refuse_lacks(requirements_of(run, models, machine, evaluators))
+
+
+def check_soup(run: RunSettings, written: int) -> None:
+    """Refuse a run whose soup, of which an open pool says the bytes, does not fit on its disk (UserError)."""
+    _refuse_lacks(_disks(run, (), written, run.out, scratch=0))
+
+
+def _refuse_lacks(requirements: Iterable[Requirement]) -> None:
+    """Refuse what this machine does not have (UserError)."""
     lacks = [requirement.lack() for requirement in requirements if not requirement.fits]
     if lacks:
         # An error has two lines at most.
@@ -165,9 +183,15 @@ def model_sizes(run: RunSettings) -> list[ModelSize]:
 
 
 def soup_bytes(models: Sequence[ModelSize], merge: MergeBackend) -> int:
-    """Bytes of a soup on disk: the largest candidate's in the merge's dtype, or an adapter's if adapters are kept."""
-    if merge.adapters == "keep":
-        models = [model for model in models if model.adapter] or models
+    """Bytes of a soup on disk, before its pool is open: the largest candidate's in the merge's dtype.
+
+    A soup that stays an adapter has the factors of all of them, in fp32 by default. Whether adapters alone can stay
+    one, only an open pool shows.
+    """
+    adapters = [model for model in models if model.adapter]
+    # The other one is the base.
+    if merge.adapters == "keep" and adapters and len(models) - len(adapters) <= 1:
+        return sum(model.parameters for model in adapters) * ITEM.get(merge.dtype or "float32", 4)
     largest = max(models, key=lambda model: model.nbytes)
     if merge.dtype in ITEM:
         return largest.parameters * ITEM[merge.dtype]
@@ -185,15 +209,15 @@ class DiskUse:
 
 
 def _disks(
-    run: RunSettings, models: Sequence[ModelSize], place: Path, scratch: int
+    run: RunSettings, models: Sequence[ModelSize], written: int, place: Path, scratch: int
 ) -> Iterator[Requirement]:
     """Requirements of each file system that is written to: the soup, downloads, a temporary soup for an evaluator.
 
-    The temporary soup takes `scratch` bytes in `place`.
+    The soup takes `written` bytes, the temporary one `scratch` bytes in `place`.
     """
     from huggingface_hub import constants
 
-    soup = 0 if run.stop_after else soup_bytes(models, run.merge)
+    soup = 0 if run.stop_after else written
     downloads = sum(model.download for model in models)
     cache = Path(constants.HF_HUB_CACHE)
     uses = [

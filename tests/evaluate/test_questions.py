@@ -196,6 +196,10 @@ def test_json_lines_without_columns_keep_the_content_that_stores_know(tmp_path: 
         ({"prompt": "question", "answer": "answer"}, ["row 1", "`category` is missing"]),
         ({**COLUMNS, "id": "subject"}, ["row 2", "'sums' appears twice"]),
         ({**COLUMNS, "answer": "note"}, ["row 1", "`answer` is missing"]),
+        ({**COLUMNS, "answer": ""}, ["benchmark.columns.answer=", "question, answer, subject"]),
+        ({**COLUMNS, "prompt": "question.text"}, ["benchmark.columns.prompt=question.text"]),
+        ({**COLUMNS, "scorer": "subject"}, ["row 1", "scorer=sums"]),
+        ({**COLUMNS, "tools": "subject"}, ["row 1", "`tools`"]),
     ],
 )
 def test_columns_that_do_not_fit_are_refused(
@@ -215,6 +219,17 @@ def test_with_columns_no_other_column_is_read(tmp_path: Path) -> None:
     with_foreign = read(path, COLUMNS)
     path.write_text(jsonl(ROWS[:1]))
     assert read(path, COLUMNS) == with_foreign
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["a.b", "a,b", "a b ", "\u00fc\U0001f372", "a\nb", "{a: b}", "${a}", "1", "null", "prompt"],
+)
+def test_a_column_may_have_any_name(column: str, tmp_path: Path) -> None:
+    named = [{column: row["question"], "answer": row["answer"], "subject": "s"} for row in ROWS]
+    for path in write_all(tmp_path, named):
+        items = read(path, {**COLUMNS, "prompt": column})
+        assert [item.prompt for item in items] == [row["question"] for row in ROWS]
 
 
 # Hostile tables
@@ -318,6 +333,29 @@ def test_data_sets_that_cannot_be_read_are_refused(hub: Hub) -> None:
     refused("hf://../sums", key, "hf://ORG/NAME")
     refused("hf://org/code", key, "org/code")
     refused("hf://org/odd", key, "org/odd")
+    hub.add("org/gated", files(ROWS))
+    hub.repos["org/gated"].gated = True
+    refused("hf://org/gated", key, "org/gated", "authenticated")
+    refused("org/sums", f"{key}=org/sums", "hf://ORG/NAME")
+
+
+def test_folders_without_a_row_that_counts_are_refused(tmp_path: Path) -> None:
+    contents = {
+        "nothing": {},
+        "readme": {"README.md": b"# Sums"},
+        "empty": {"test.jsonl": b""},
+        "script": {"script.py": b"raise SystemExit"},
+        "configurations": {"README.md": b"---\nconfigs: 7\n---\n", "a.jsonl": b"{}"},
+        "cut": {"test.parquet": b"PAR1 and no more"},
+    }
+    for name, held in contents.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, content in held.items():
+            (folder / file).write_bytes(content)
+        with pytest.raises(UserError, match=f"benchmark.path={folder}: .*[a-z]") as refusal:
+            read(folder, COLUMNS)
+        assert len(str(refusal.value).splitlines()) == 1
 
 
 def test_a_folder_in_the_hubs_layout_has_configurations_and_splits(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from souping.answers.evaluation import LocalExecutor
 from souping.checkpoints.pool import ModelSize, parameters_in
@@ -33,6 +35,7 @@ from souping.runs.steps import SEARCH, STEPS
 from souping.search.adaptive import Adaptive
 from souping.trackers import NoTracker
 from tests.conftest import PAPER, ROOT, Cli, finished_words, pool_of, report_of
+from tests.support.adapters import PREFIX, save_adapter
 from tests.support.experiments import CHOSEN
 
 GB = 10**9
@@ -130,7 +133,30 @@ class TestSpace:
         adapter = ModelSize(
             name="a", path="a", basis="headers", nbytes=GB // 10, parameters=GB // 20, adapter=True
         )
-        assert soup_bytes([adapter], LocalMerge()) == GB // 10
+        # The factors of all adapters in fp32, or a full model.
+        assert soup_bytes([adapter, adapter, EIGHT], LocalMerge()) == 2 * 4 * GB // 20
+        assert soup_bytes([adapter, EIGHT, EIGHT], LocalMerge()) == EIGHT.nbytes
+        assert soup_bytes([adapter, EIGHT], LocalMerge(adapters="merge")) == EIGHT.nbytes
+
+
+def test_adapters_whose_soups_are_full_models_need_a_disk_for_one(
+    family: Path, souping: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their own sizes, which are known before they are compared, the disk is large enough."""
+    module = "model.layers.0.self_attn.q_proj"
+    for seed, name in enumerate("ab"):
+        save_adapter(tmp_path / name, family / "base", {module: 2}, seed, use_dora=True)
+        path = tmp_path / name / "adapter_model.safetensors"
+        magnitude = {f"{PREFIX}{module}.lora_magnitude_vector": torch.ones(24)}
+        save_file(load_file(path) | magnitude, path)
+    monkeypatch.setattr(requirements, "disk_space", lambda path: (10_000, 1))
+    words = ["pool.candidates=[a,b]", f"benchmark.path={family / 'items.jsonl'}", "selector=all"]
+    souping(*words, "out=soup").refused("the disk for the soup has 10.00 kB, the run needs 2")
+    assert not (tmp_path / "soup").exists()
+    souping("plan", *words, "out=soup").refused("the disk for the soup has 10.00 kB")
+    monkeypatch.setattr(requirements, "disk_space", lambda path: (30_000, 1))
+    # Their configs name the folder of their base.
+    assert "23.47 kB" in souping("plan", *words, "out=soup").ok().out
 
 
 def test_a_full_disk_stops_a_run(

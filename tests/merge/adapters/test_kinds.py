@@ -250,6 +250,10 @@ def test_a_soup_is_the_formula_for_peft_and_in_memory(
     check(state(live), wanted)
     assert recipe.settings["adapters"] == ("merge" if kind in FULL else "keep")
     assert any("merge.adapters=merge" in note for note in pool.warnings) == (kind in FULL)
+    name = "model" if kind in FULL else "adapter_model"
+    size = (soup / f"{name}.safetensors").stat().st_size
+    # Planned are the values, without the header.
+    assert 0 < size - (pool.soup_bytes - pool.base.side_bytes) < 8000
     if kind in FULL:
         check(state(load_base(soup)), wanted)
         return
@@ -450,8 +454,10 @@ def test_rows_that_do_not_fit_are_refused(
 ) -> None:
     _, folders = trained(tmp_path, bases, "tokens")
     change_config(folders["a"], trainable_token_indices=rows)
-    with pytest.raises(UserError, match="trainable_token_indices"):
+    with pytest.raises(UserError, match="trainable_token_indices") as caught:
         pool_of(folders)
+    # A row too many is named.
+    assert ("no row 71 in" in str(caught.value)) == (71 in rows)
 
 
 def test_a_tensor_without_its_setting_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -478,6 +484,36 @@ def test_a_rank_limit_on_a_pool_that_is_merged_is_refused(
     _, folders = trained(tmp_path, bases, "DoRA")
     with pytest.raises(UserError, match=r"merge\.rank"):
         pool_of(folders, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("base", "kept", "full"),
+    [
+        ("untied", {"lora_bias": True}, {"use_dora": True}),
+        ("untied", {"lora_bias": True}, None),
+        ("tied", {"modules_to_save": ["lm_head"]}, {"use_dora": True}),
+    ],
+)
+def test_a_pool_that_neither_an_adapter_nor_a_full_model_can_hold_says_what_forbids_each(
+    base: str, kept: Settings, full: Settings | None, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folders = {"a": train(tmp_path / "a", bases[base], 0, RSLORA | kept), "b": bases[base]}
+    if full is not None:
+        folders["b"] = train(tmp_path / "b", bases[base], 1, RSLORA | full)
+    with pytest.raises(UserError, match=r"DoRA|full models") as caught:
+        pool_of(folders)
+    # That is what the pool has already.
+    assert "merge.adapters=keep" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_of_an_adapter_without_their_config_are_told(tmp_path: Path, souping: Cli) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        save_file({HEAD: torch.zeros(2, 2)}, tmp_path / name / "adapter_model.safetensors")
+    words = ["pool.candidates=[a,b]", "optimiser.weights=[0.5,0.5]", "out=soup"]
+    souping("merge", *words).refused("adapter_config.json")
+    assert not (tmp_path / "soup").exists()
 
 
 @pytest.mark.parametrize(
