@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, product, starmap
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -315,9 +315,9 @@ def check_trainer(trainer: Trainer, run: Path) -> None:
     pattern = step_pattern(trainer)
     folders = [folder for folder in folders_in(run) if pattern.fullmatch(folder.name)]
     _expect(trainer, bool(folders), f"`folders` fit none of those in {run}")
-    places = ("", *trainer.models, *trainer.weights)
-    paths = starmap(Path.joinpath, product(folders, places))
-    found = any(map(weight_files, paths))
+    found = False
+    for place in ("", *trainer.models, *trainer.weights):
+        found |= any(weight_files(folder / place) for folder in folders)
     _expect(trainer, found, "`weights` and `models` hold no weights in any")
 
 

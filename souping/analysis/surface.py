@@ -358,11 +358,12 @@ def _band(
     label: str,
 ) -> Figure:
     """The points in order with their band, and a ring around the point nearest to the chosen weights."""
-    # By the weight of the first of two ingredients; of more, by the value.
+    # Two ingredients: over the weight of the first. More: over the rank of the value.
     x = points[:, 0]
     x_label = weight_axis(names)
     if len(names) > 2:
-        x = np.argsort(np.argsort(value, kind="stable")).astype(float)
+        x = np.empty(len(value))
+        x[np.argsort(value, kind="stable")] = np.arange(len(value))
         x_label = "points, in order"
     nearest = int(np.abs(points - chosen).sum(axis=1).argmin())
     plot, axes = curve(x, value, nearest, x_label, label)

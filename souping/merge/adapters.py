@@ -246,9 +246,11 @@ class AdapterPool(CandidatePool):
         names = [cached_name(self.base.folder.resolve())]
         names += [adapter.settings.base for adapter in self.adapters.values()]
         names.append(self.base.config.get("_name_or_path"))
-        # An unknown name is the text "None" here, which is no repository.
-        repos = filter(None, map(parse_name, map(str, names)))
-        return next((name.repo for name in repos), "")
+        for name in names:
+            on_hub = parse_name(name) if isinstance(name, str) else None
+            if on_hub is not None:
+                return on_hub.repo
+        return ""
 
     @property
     def adapter_shape(self) -> AdapterShape | None:

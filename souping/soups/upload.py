@@ -352,9 +352,10 @@ def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[s
 
 def _with_licences(text: str, licences: Mapping[str, str]) -> str:
     """The card with a list of the licences at its end; a licence that all models share is in the front matter too."""
-    # A soup that comes back from the Hub has the list already: the line under its heading.
-    text, _, old_list = text.partition(LICENCE_HEADING)
-    text += "\n" + old_list.partition("\n")[2]
+    # A soup that comes back from the Hub has the list already, the line below the heading: it is taken out.
+    text, _, from_list = text.partition(LICENCE_HEADING)
+    _, _, after_list = from_list.partition("\n")
+    text += "\n" + after_list
     # Only one plain name goes into the front matter, and never over what a user wrote there.
     front = _front_matter(text)
     names = set(licences.values())
