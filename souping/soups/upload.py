@@ -206,16 +206,7 @@ def _public_files(
     text = soup_card(summary, base=base if is_public else "")
     if CARD in files:
         text = _card_text(files[CARD])
-    text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
-    # The command of a rebuild ends with its block of code: names of folders in it may hold line ends.
-    text = re.sub(
-        r"(?<=```bash\n)(cd|hf download org/soup) .+?(?=\n```)",
-        lambda match: public_rebuild(match[0], goal.repo) if " rebuild " in match[0] else match[0],
-        text,
-        flags=re.S,
-    )
-    text = CARD_PATH.sub(lambda match: public_name(match[0]), text)
-    text = _with_licences(text, _licences(summary, store, online))
+    text = _with_licences(_public_card(text, goal.repo), _licences(summary, store, online))
     public = {**files, CARD: text.encode()}
     for name in files:
         # Words of a vocabulary may look like paths, so other JSON stays as it is.
@@ -235,6 +226,19 @@ def _public_files(
     if recipe != json.loads(raw_recipe):
         public[RECIPE] = as_json(recipe).encode()
     return public
+
+
+def _public_card(text: str, repo: str) -> str:
+    """A soup's card whose commands name the repository, without paths of this machine."""
+    text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{repo}"', text, flags=re.M)
+    # The command of a rebuild ends with its block of code: names of folders in it may hold line ends.
+    text = re.sub(
+        r"(?<=```bash\n)(cd|hf download org/soup) .+?(?=\n```)",
+        lambda match: public_rebuild(match[0], repo) if " rebuild " in match[0] else match[0],
+        text,
+        flags=re.S,
+    )
+    return CARD_PATH.sub(lambda match: public_name(match[0]), text)
 
 
 def _public_recipe(text: str) -> str:
