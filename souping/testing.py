@@ -12,7 +12,8 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, product, starmap
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -70,41 +71,33 @@ def score_matrix() -> ScoreMatrix:
 
 def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> None:
     """Ingredients are distinct candidates in pool order, equal for equal scores, and their number is one of `sizes`."""
+    expect = partial(_expect, selector)
     scores = scores or score_matrix()
-    _expect(selector, isinstance(selector, Selector), "must subclass Selector")
+    expect(isinstance(selector, Selector), "must subclass Selector")
     selection = selector.select_checked(scores)
     in_order = tuple(name for name in scores.candidates if name in selection.ingredients)
-    _expect(
-        selector,
+    expect(
         selection.ingredients == in_order,
         f"ingredients {selection.ingredients} are not in pool order",
     )
-    _expect(
-        selector,
+    expect(
         selector.select_checked(scores).ingredients == in_order,
         "gives two selections for the same scores",
     )
-    _expect(selector, selection.selector == selector.label, "selection.selector must be its label")
+    expect(selection.selector == selector.label, "selection.selector must be its label")
     # `sizes` are the possible numbers of ingredients if there are `count` candidates.
     for count in (1, 2, len(scores.candidates)):
         sizes = list(selector.sizes(count))
         ordered = (
             bool(sizes) and sizes == sorted(set(sizes)) and 1 <= sizes[0] <= sizes[-1] <= count
         )
-        _expect(
-            selector,
-            ordered,
-            f"sizes({count}) = {sizes} must be ascending numbers from 1 to {count}",
-        )
-    _expect(
-        selector,
-        len(in_order) in selector.sizes(len(scores.candidates)),
-        "picks a number that sizes() lacks",
+        expect(ordered, f"sizes({count}) = {sizes} must be ascending numbers from 1 to {count}")
+    expect(
+        len(in_order) in selector.sizes(len(scores.candidates)), "picks a number that sizes() lacks"
     )
     # Selectors without a threshold stay as they are.
     expected = None if selector.deciding_threshold is None else 0.5
-    _expect(
-        selector,
+    expect(
         selector.with_threshold(0.5).deciding_threshold == expected,
         "with_threshold(0.5) must move its cut, if any",
     )
@@ -112,17 +105,17 @@ def check_selector(selector: Selector, scores: ScoreMatrix | None = None) -> Non
 
 def check_objective(objective: Objective, categories: Sequence[str]) -> None:
     """Coefficients are one non-negative weight per category, sum to one, and do not depend on the order."""
-    _expect(objective, isinstance(objective, Objective), "must subclass Objective")
+    expect = partial(_expect, objective)
+    expect(isinstance(objective, Objective), "must subclass Objective")
     coefficients = objective.coefficients(categories)
     shape = np.shape(coefficients)
-    _expect(objective, shape == (len(categories),), f"coefficients have shape {shape}")
+    expect(shape == (len(categories),), f"coefficients have shape {shape}")
     weights = bool((coefficients >= 0).all() and np.isclose(coefficients.sum(), 1))
-    _expect(objective, weights, "coefficients must sum to one")
+    expect(weights, "coefficients must sum to one")
     reordered = objective.coefficients(categories[::-1])[::-1]
     equal = np.allclose(coefficients, reordered)
-    _expect(objective, equal, "the order of the categories must not matter")
-    _expect(
-        objective,
+    expect(equal, "the order of the categories must not matter")
+    expect(
         bool(np.isclose(value(objective, dict.fromkeys(categories, 0.7)), 0.7)),
         "must be a weighted mean",
     )
@@ -130,6 +123,7 @@ def check_objective(objective: Objective, categories: Sequence[str]) -> None:
 
 def check_correlation(correlation: Correlation) -> None:
     """Correlations are symmetric with ones on the diagonal, inside their intervals, and the same for percent."""
+    expect = partial(_expect, correlation)
     scores = score_matrix().values
     estimate = correlation(scores)
     rho = estimate.rho
@@ -137,15 +131,15 @@ def check_correlation(correlation: Correlation) -> None:
     high = estimate.high
     categories = scores.shape[1]
     shapes = {np.shape(rho), np.shape(low), np.shape(high)}
-    _expect(correlation, shapes == {(categories, categories)}, "rho, low, high must be [C, C]")
-    _expect(correlation, np.allclose(rho, rho.T), "rho must be symmetric")
-    _expect(correlation, np.allclose(np.diag(rho), 1), "rho must be 1 on the diagonal")
+    expect(shapes == {(categories, categories)}, "rho, low, high must be [C, C]")
+    expect(np.allclose(rho, rho.T), "rho must be symmetric")
+    expect(np.allclose(np.diag(rho), 1), "rho must be 1 on the diagonal")
     # Without enough models, an interval is nan.
     known = ~np.isnan(low)
     in_interval = (low <= rho)[known].all() and (rho <= high)[known].all()
-    _expect(correlation, bool(in_interval), "rho must lie between low and high")
+    expect(bool(in_interval), "rho must lie between low and high")
     percent = correlation(100 * scores).rho
-    _expect(correlation, np.allclose(percent, rho), "percent must give the same rho")
+    expect(np.allclose(percent, rho), "percent must give the same rho")
 
 
 def score_of(weights: Weights) -> Result:
@@ -190,37 +184,31 @@ def run_search(
 
 def check_optimiser(optimiser: Optimiser) -> None:
     """Soups are points of the simplex, one seed gives one search, results may come in any order, the best one wins."""
-    _expect(optimiser, isinstance(optimiser, Optimiser), "must subclass Optimiser")
+    expect = partial(_expect, optimiser)
+    expect(isinstance(optimiser, Optimiser), "must subclass Optimiser")
     requested, running = run_search(optimiser, seed=3)
-    _expect(optimiser, isinstance(running, Search), "start() must give a Search")
-    _expect(optimiser, bool(requested), "requests no soup")
+    expect(isinstance(running, Search), "start() must give a Search")
+    expect(bool(requested), "requests no soup")
     points = all(len(w) == 3 and min(w) >= 0 and abs(sum(w) - 1) < 1e-6 for w in requested)
-    _expect(optimiser, points, "weights must not be negative and must sum to one")
+    expect(points, "weights must not be negative and must sum to one")
     best = max(score_of(w).objective for w in requested)
-    _expect(
-        optimiser,
+    expect(
         score_of(running.best()).objective == best,
         "best() must be the soup with the highest result",
     )
-    _expect(
-        optimiser,
-        run_search(optimiser, seed=3)[0] == requested,
-        "the same seed must give the same search",
-    )
+    expect(run_search(optimiser, seed=3)[0] == requested, "the same seed must give the same search")
     count = optimiser.count(3)
-    _expect(
-        optimiser,
+    expect(
         count is None or len(set(requested)) <= count,
         f"count(3) = {count}, but it requests more soups",
     )
     known = optimiser.known_points(3)
     distinct = list(dict.fromkeys(requested))
-    _expect(
-        optimiser,
+    expect(
         known is None or list(known)[: len(distinct)] == distinct,
         "known_points(3) must be what it requests",
     )
-    _expect(optimiser, bool(optimiser.describe(3)), "describe(3) must say what it does")
+    expect(bool(optimiser.describe(3)), "describe(3) must say what it does")
     # Several open requests, whose results come in reverse order.
     running = optimiser.start(search_space(), 0)
     queries = list[Query]()
@@ -230,44 +218,37 @@ def check_optimiser(optimiser: Optimiser) -> None:
             queries.append(query)
     for query in reversed(queries):
         running.tell(query, answer(query))
-    _expect(
-        optimiser,
+    expect(
         running.best() in [query.weights for query in queries],
         "results must be welcome in any order",
     )
     # `best` leaves the block by the error that is expected.
     with suppress(UserError):
         optimiser.start(search_space(), 0).best()
-        _expect(optimiser, False, "best() without a result must raise a UserError")
+        expect(False, "best() without a result must raise a UserError")
 
 
 def check_evaluator(evaluator: Evaluator, model: LoadedModel, items: Sequence[Item]) -> None:
     """Settings are plain data, batches cut all items by a fixed rule, and each item gets a record, in order, twice."""
-    _expect(evaluator, isinstance(evaluator, Evaluator), "must subclass Evaluator")
+    expect = partial(_expect, evaluator)
+    expect(isinstance(evaluator, Evaluator), "must subclass Evaluator")
     settings = evaluator.settings
-    _expect(
-        evaluator, json.loads(json.dumps(settings)) == settings, "settings must be plain JSON data"
-    )
+    expect(json.loads(json.dumps(settings)) == settings, "settings must be plain JSON data")
     batches = evaluator.batches(items)
     in_batches = sorted(item.id for item in chain.from_iterable(batches))
     once = in_batches == sorted(item.id for item in items)
-    _expect(evaluator, once, "batches must hold each item once")
-    _expect(evaluator, batches == evaluator.batches(items), "batches must follow a fixed rule")
+    expect(once, "batches must hold each item once")
+    expect(batches == evaluator.batches(items), "batches must follow a fixed rule")
     records = evaluator.evaluate(model, items)
-    _expect(
-        evaluator,
+    expect(
         [record.item for record in records] == [item.id for item in items],
         "a record for each item, in order",
     )
     scores = all(0 <= record.score <= 1 for record in records)
-    _expect(evaluator, scores or not evaluator.unit.fractions, "scores must be fractions of 1")
-    _expect(
-        evaluator,
-        evaluator.evaluate(model, items) == records,
-        "the same items must get the same records",
-    )
+    expect(scores or not evaluator.unit.fractions, "scores must be fractions of 1")
+    expect(evaluator.evaluate(model, items) == records, "the same items must get the same records")
     values = evaluator.scoring.item_scores(items, [[record] for record in records])
-    _expect(evaluator, values.shape == (len(items),), "item_scores must give one value per item")
+    expect(values.shape == (len(items),), "item_scores must give one value per item")
 
 
 def check_tracker(tracker: Tracker, folder: Path) -> None:
@@ -302,11 +283,12 @@ def check_tracker(tracker: Tracker, folder: Path) -> None:
 
 def check_log_layout(layout: LogLayout, rows: Sequence[LogRow]) -> None:
     """Each row of a log gets an item, and a number or None as its score; some score is a number."""
+    expect = partial(_expect, layout)
     columns = list(rows_by_column(Path("rows"), rows, layout, {}))
-    _expect(layout, len(columns) == len(rows), "must give columns for each row")
+    expect(len(columns) == len(rows), "must give columns for each row")
     scores = [row["score"] for row in columns if row["score"] is not None]
-    _expect(layout, bool(scores), "must give a score")
-    _expect(layout, all(isinstance(score, int | float) for score in scores), "scores are numbers")
+    expect(bool(scores), "must give a score")
+    expect(all(isinstance(score, int | float) for score in scores), "scores are numbers")
 
 
 def check_trainer(trainer: Trainer, run: Path) -> None:
@@ -315,9 +297,9 @@ def check_trainer(trainer: Trainer, run: Path) -> None:
     pattern = step_pattern(trainer)
     folders = [folder for folder in folders_in(run) if pattern.fullmatch(folder.name)]
     _expect(trainer, bool(folders), f"`folders` fit none of those in {run}")
-    places = ("", *trainer.models, *trainer.weights)
-    paths = starmap(Path.joinpath, product(folders, places))
-    found = any(map(weight_files, paths))
+    found = False
+    for place in ("", *trainer.models, *trainer.weights):
+        found |= any(weight_files(folder / place) for folder in folders)
     _expect(trainer, found, "`weights` and `models` hold no weights in any")
 
 

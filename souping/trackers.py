@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
     ExitStack,
@@ -493,8 +493,13 @@ def _tables(
     # Corrected p-values stand last, after the model's role.
     columns = [field.name for field in fields(PairedDifference)]
     columns += ("kind", "p_look", "p_holm")
-    pairs = map(vars, report.comparisons or ())
-    tables["comparisons"] = (columns, [[*map(pair.get, columns)] for pair in pairs])
-    columns = list(dict.fromkeys(chain.from_iterable(trials)))
-    tables["trials"] = (columns, [[*map(trial.get, columns)] for trial in trials])
+    tables["comparisons"] = _table(columns, map(vars, report.comparisons or ()))
+    tables["trials"] = _table(list(dict.fromkeys(chain.from_iterable(trials))), trials)
     return {name: (columns, rows) for name, (columns, rows) in tables.items() if rows}
+
+
+def _table(
+    columns: list[str], entries: Iterable[Mapping[str, Json]]
+) -> tuple[list[str], list[list[Json]]]:
+    """(columns, rows) of entries {column: value}, with None for a value that an entry lacks."""
+    return columns, [list(map(entry.get, columns)) for entry in entries]

@@ -165,16 +165,15 @@ class ResponseSurface(Analysis):
     """Bands over the grid of weights in steps of 0.1, the single ingredients and the uniform soup."""
 
     def analyse(self, run: RunScores) -> SurfaceResult:
+        """The objective over the weights, by the surrogate of the search that is given all answers."""
         evaluated = _evaluated(run)
         names = run.soups.ingredients
         split = ItemTable.of(next(iter(run.search.values())).items, run.objective)
 
-        # The points of the surface (at most 133), then further ones that the model is fitted on.
-        k = len(names)
-        grid = (uniform(k), *vertices(k), *weight_grid(k))
-        surface = dict.fromkeys(map(weights_key, grid))
+        # The points of the surface, then the evaluated ones beside it, on which the model is fitted too.
+        surface = _surface_points(len(names))
         size = len(surface)
-        points = [*surface, *(point for point in evaluated if point not in surface)]
+        points = list(dict.fromkeys([*surface, *evaluated]))
         items = next(iter(evaluated.values())).size
         scores = answer_table(points, evaluated, items)
         objective, differences = band(
@@ -222,6 +221,12 @@ def answer_table(
 
 def _rounded(values: FloatArray) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in values.tolist())
+
+
+def _surface_points(ingredients: int) -> list[Weights]:
+    """Weights at which a surface is shown, at most 133: the uniform soup, single models, and a grid."""
+    grid = (uniform(ingredients), *vertices(ingredients), *weight_grid(ingredients))
+    return list(dict.fromkeys(map(weights_key, grid)))
 
 
 def _evaluated(run: RunScores) -> dict[tuple[float, ...], FloatArray]:
@@ -358,11 +363,12 @@ def _band(
     label: str,
 ) -> Figure:
     """The points in order with their band, and a ring around the point nearest to the chosen weights."""
-    # By the weight of the first of two ingredients; of more, by the value.
+    # Two ingredients: over the weight of the first. More: over the rank of the value.
     x = points[:, 0]
     x_label = weight_axis(names)
     if len(names) > 2:
-        x = np.argsort(np.argsort(value, kind="stable")).astype(float)
+        x = np.empty(len(value))
+        x[np.argsort(value, kind="stable")] = np.arange(len(value))
         x_label = "points, in order"
     nearest = int(np.abs(points - chosen).sum(axis=1).argmin())
     plot, axes = curve(x, value, nearest, x_label, label)

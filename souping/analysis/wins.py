@@ -229,15 +229,22 @@ class CategoryWinsResult(AnalysisResult):
     def drawings(self, unit: Unit) -> tuple[Drawing, ...]:
         """Soups by the number of categories that they win."""
         size = len(self.categories)
-        colours = {"beats_one": COLOURS["uniform_all"], "beats_all": COLOURS["soup"]}
+        # (kind, share of wins, number of categories that each soup wins, colour)
+        one = [soup.beats_one for soup in self.soups]
+        every = [soup.beats_all for soup in self.soups]
+        kinds = (
+            ("beats_one", self.beats_one, one, COLOURS["uniform_all"]),
+            ("beats_all", self.beats_all, every, COLOURS["soup"]),
+        )
         with canvas():
             plot, axes = figure(8.2, 2.5)
-            for side, (key, colour) in enumerate(colours.items()):
-                counts = Counter(int(vars(soup)[key] or 0) for soup in self.soups)
+            for side, (kind, share, won, colour) in enumerate(kinds):
+                counts = Counter(int(number or 0) for number in won)
+                # Two bars side by side.
                 x = np.arange(size + 1) + 0.4 * (0.5 - side)
                 heights = [counts[n] for n in range(size + 1)]
-                axes.bar(x, heights, 0.38, color=colour, label=WIN_KINDS[key])
-                chance = (vars(self)[key].chance or 0.0) * size
+                axes.bar(x, heights, 0.38, color=colour, label=WIN_KINDS[kind])
+                chance = (share.chance or 0.0) * size
                 axes.axvline(chance, color=colour, linewidth=1.4, linestyle="--")
             axes.set_xticks(range(size + 1))
             axes.set_xlabel("categories of the search split (dashed: the mean by chance)")

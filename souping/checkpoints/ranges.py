@@ -98,17 +98,18 @@ def pointed_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def check_pointers(paths: Iterable[Path]) -> None:
-    """Raises UserError if a file in a bucket has changed to which one of these weight files is a pointer."""
-    folders = dict[str, list[Pointer]]()
-    # One list of files for each folder.
-    for pointer in filter(None, map(pointer_in, paths)):
-        folder = pointer.url.rpartition("/")[0]
-        folders.setdefault(folder, []).append(pointer)
-    for folder, pointers in folders.items():
-        files_now = listed_files(folder)
-        for pointer in pointers:
-            if files_now.get(pointer.url.rpartition("/")[2]) != pointer:
-                raise moved(pointer.url)
+    """Raises UserError if one of these weight files is a pointer to a file in a bucket that has changed."""
+    # {folder in a bucket: its files now}, listed once.
+    files_in = dict[str, dict[str, Pointer]]()
+    for path in paths:
+        pointer = pointer_in(path)
+        if pointer is None:
+            continue
+        folder, _, name = pointer.url.rpartition("/")
+        if folder not in files_in:
+            files_in[folder] = listed_files(folder)
+        if files_in[folder].get(name) != pointer:
+            raise moved(pointer.url)
 
 
 def listed_files(folder: str, below: str = "") -> dict[str, Pointer]:

@@ -423,12 +423,17 @@ class Local(NamedTuple):
 
 def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
     """Files `model_world_size_W_rank_R.pt` of FSDP: DTensors, ShardedTensors, or plain tensors that are replicated."""
-    names = [path.name for path in (folder / prefix).iterdir()]
-    matches = list(filter(None, map(RANK_FILE.fullmatch, names)))
-    ranks = {int(match[2]): prefix + match[0] for match in matches}
-    # The numbers of ranks that file names give; names without one: as many as there are files.
-    counts = {int(match[1]) for match in matches if match[1]} or {len(ranks)}
-    if counts != {len(ranks)} or sorted(ranks) != list(range(len(ranks))):
+    # {rank: its file}, and how many ranks the files' names say that there are.
+    ranks = {}
+    counts = set[int]()
+    for path in (folder / prefix).iterdir():
+        match = RANK_FILE.fullmatch(path.name)
+        if match:
+            ranks[int(match[2])] = prefix + path.name
+            if match[1]:
+                counts.add(int(match[1]))
+    # Names without a number of ranks lack none.
+    if counts not in (set(), {len(ranks)}) or sorted(ranks) != list(range(len(ranks))):
         raise UserError(
             f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only"
         )

@@ -121,19 +121,10 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         if why:
             left_out[checkpoint.name] = why
 
-    # Newest first. Of checkpoints with the same weights, the newest is a member; `copies` is {copy: member}, by names.
-    members = list[Member]()
-    copies = dict[str, str]()
-    for checkpoint in reversed(checkpoints):
-        if checkpoint.name in left_out:
-            continue
-        twin = next((member for member in members if checkpoint.same_weights(member.weights)), None)
-        if twin is None:
-            members.append(checkpoint)
-        else:
-            copies[checkpoint.name] = twin.name
-    for name, twin_name in copies.items():
-        left_out[name] = f"the same weights as {twin_name}"
+    complete = [checkpoint for checkpoint in checkpoints if checkpoint.name not in left_out]
+    members, copies = _distinct(complete)
+    for name, member_name in copies.items():
+        left_out[name] = f"the same weights as {member_name}"
 
     state = _state(checkpoints)
     log = entries(state, "log_history") if rates is None else read_rates(rates)
@@ -147,11 +138,28 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
     return TrainingRun(
         folder=path,
         trainer=trainer.name,
-        members=tuple(_logged(member, log) for member in reversed(members)),
+        members=tuple(_logged(member, log) for member in members),
         notes=tuple(f"{path}: {note}" for note in notes),
         best=next((member for member in members if member.name == best), None),
-        extent=(members[-1].step, members[0].step) if members else (0, 0),
+        extent=(members[0].step, members[-1].step) if members else (0, 0),
     )
+
+
+def _distinct(checkpoints: Sequence[Member]) -> tuple[list[Member], dict[str, str]]:
+    """(checkpoints of distinct weights, {name of a copy: name of the checkpoint that stands for it}), oldest first.
+
+    Of checkpoints with the same weights, the newest stands for all.
+    """
+    newest_first = list[Member]()
+    copies = dict[str, str]()
+    for checkpoint in reversed(checkpoints):
+        for member in newest_first:
+            if checkpoint.same_weights(member.weights):
+                copies[checkpoint.name] = member.name
+                break
+        else:
+            newest_first.append(checkpoint)
+    return newest_first[::-1], copies
 
 
 def _checkpoints(path: Path) -> tuple[Trainer, list[Member], dict[str, str]]:
@@ -231,13 +239,13 @@ def incomplete(member: Member, mark: str = "", siblings: Sequence[Member] = ()) 
 
 
 def _root(path: Path, members: Sequence[Member]) -> list[str]:
-    """A note if the run's folder itself holds weights, and not those of the last checkpoint, `members[0]`."""
+    """A note if the run's folder itself holds weights, and not those of the last checkpoint, `members[-1]`."""
     if not weight_files(path) or not members:
         return []
     name = next((member.name for member in members if member.same_weights(path)), None)
     if name is None:
         return ["the folder itself holds weights of no checkpoint: they are not used"]
-    if name == members[0].name:
+    if name == members[-1].name:
         return []
     return [f"the folder itself holds {name}, not the last checkpoint"]
 

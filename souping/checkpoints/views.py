@@ -106,8 +106,8 @@ class View:
 
         # `index` is where in the view each gathered box begins.
         for index in itertools.product(*ranges):
-            source = self.sources[sum(map(mul, index, jumps))]
-            begin = self.offset + sum(map(mul, index, self.steps))
+            source = self.sources[dot(index, jumps)]
+            begin = self.offset + dot(index, self.steps)
             place = list[slice]()
             for i, first, jump in zip(index, low, jumps, strict=True):
                 place.append(slice(i - first, i - first + 1) if jump else slice(None))
@@ -159,6 +159,11 @@ def row_major(shape: Shape) -> Shape:
     if not shape:
         return ()
     return tuple(itertools.accumulate(reversed(shape[1:]), mul, initial=1))[::-1]
+
+
+def dot(index: Shape, steps: Shape) -> int:
+    """Elements, or bytes, from the start to an index of an array with these steps."""
+    return sum(map(mul, index, steps))
 
 
 def is_contiguous(shape: Shape, steps: Shape) -> bool:
@@ -217,7 +222,7 @@ class StoredTensor:
         low = tuple(start[a] * math.prod(sizes[a + 1 : b]) for a, b in groups)
         counts = tuple(math.prod((part.sizes or (1,))[a:b]) for a, b in groups)
         steps = tuple(step * self.size for step in row_major(counts))
-        origin = part.offset - sum(map(mul, low, steps))
+        origin = part.offset - dot(low, steps)
         return Box(low, tuple(map(add, low, counts)), part.file, origin, steps)
 
     @classmethod
@@ -291,7 +296,7 @@ class StoredTensor:
                 continue
             sizes = tuple(map(sub, last, first))
             nbytes = math.prod(sizes) * self.size
-            fetch(box.file, into[:nbytes], box.origin + sum(map(mul, first, box.steps)))
+            fetch(box.file, into[:nbytes], box.origin + dot(first, box.steps))
             into = into[nbytes:]
             cuts.append((tuple(map(sub, first, low)), sizes))
         return cuts

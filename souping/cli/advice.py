@@ -48,7 +48,9 @@ def key_advice(key: str, known: Iterable[str]) -> str:
         for word in sys.argv[1:]:
             if _chooses(word, group):
                 return f": {word} chooses another {group}: leave one of the two out"
-        return f": it belongs to {' or '.join(owners()[key])}: add {'one of these' if len(owners()[key]) > 1 else 'it'}"
+        having = owners()[key]
+        added = "one of these" if len(having) > 1 else "it"
+        return f": it belongs to {' or '.join(having)}: add {added}"
     if key in HINTS:
         return _meant(HINTS[key])
     if group in groups() and (near := closest(name, known)):

@@ -79,9 +79,8 @@ def overview() -> str:
     """The help of `conf/_hydra.yaml`, with the groups and their choices."""
     import yaml
 
-    text = str(
-        yaml.safe_load((conf_folder() / "_hydra.yaml").read_text())["hydra"]["help"]["template"]
-    )
+    config = yaml.safe_load((conf_folder() / "_hydra.yaml").read_text())
+    text = str(config["hydra"]["help"]["template"])
     lines = "\n".join(f"{name}: {', '.join(choices(name))}" for name in groups())
     return text.replace("$APP_CONFIG_GROUPS", lines).rstrip()
 

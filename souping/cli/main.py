@@ -28,34 +28,46 @@ def main() -> None:
         _do()
         sys.stdout.flush()
     except KeyboardInterrupt as end:
-        # A module that was not imported has no sweep to end, and importing it takes long.
-        if "souping.cli.sweep" in sys.modules:
-            from souping.cli.sweep import end_sweep
-
-            end_sweep()
-        words = "interrupted"
-        code = 130
-        if isinstance(end, Ended):
-            # A signal, not Ctrl-C: it has its own words and exit status.
-            words, code = end.args
-        stop(f"{words}: what was evaluated is in the store; the same command continues", code)
+        _stop_interrupted(end)
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        try:
-            from souping.cli.errors import format_error
-            from souping.cli.sweep import end_sweep
-        except ModuleNotFoundError as missing:
-            # Only what `compare` needs is installed.
-            what = safe(f"{type(error).__name__}: {first_line(error)}")
-            package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
-            fix = f"{package} is not installed: install souping with its dependencies, without --no-deps"
-            stop(f"{what}\n{fix}", 2 if isinstance(error, UserError | OSError | ImportError) else 1)
-        else:
-            end_sweep()
-            stop(*format_error(error))
+        _stop_failed(error)
     if EXIT_STATUSES:
         sys.exit(EXIT_STATUSES[0])
+
+
+def _stop_interrupted(end: KeyboardInterrupt) -> None:
+    """End the process after Ctrl-C or a signal."""
+    # A module that was not imported has no sweep to end, and importing it takes long.
+    if "souping.cli.sweep" in sys.modules:
+        from souping.cli.sweep import end_sweep
+
+        end_sweep()
+    words = "interrupted"
+    code = 130
+    if isinstance(end, Ended):
+        # A signal, not Ctrl-C: it has its own words and exit status.
+        words, code = end.args
+    stop(f"{words}: what was evaluated is in the store; the same command continues", code)
+
+
+def _stop_failed(error: Exception) -> None:
+    """End the process with an error in words."""
+    try:
+        from souping.cli.errors import format_error
+        from souping.cli.sweep import end_sweep
+    except ModuleNotFoundError as missing:
+        # Only what `compare` needs is installed.
+        what = safe(f"{type(error).__name__}: {first_line(error)}")
+        package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
+        fix = (
+            f"{package} is not installed: install souping with its dependencies, without --no-deps"
+        )
+        stop(f"{what}\n{fix}", 2 if isinstance(error, UserError | OSError | ImportError) else 1)
+    else:
+        end_sweep()
+        stop(*format_error(error))
 
 
 def _do() -> None:

@@ -27,13 +27,7 @@ printed are recorded in its store."""
 def show(arguments: Sequence[str]) -> None:
     """Print the answers of a run side by side. Answers to test items count as viewed in the run's store."""
     options = _parser().parse_args(arguments)
-    folders = [*chain.from_iterable(map(named_runs, options.run_dir))] or runs_below()
-    # The last with answers; without any, reading the samples of the last one fails with an error.
-    run_dir = next(
-        (folder for folder in reversed(folders) if (folder / SAMPLES_FILE).is_file()), folders[-1]
-    )
-    if len(folders) > 1:
-        print(f"{run_dir}: the last of {len(folders)} folders that has answers")
+    run_dir = _run_with_answers(options.run_dir)
     samples = [read(Sample, row) for row in read_samples(run_dir / SAMPLES_FILE)]
     report = None
     if (run_dir / "report.json").is_file():
@@ -43,10 +37,12 @@ def show(arguments: Sequence[str]) -> None:
         unit = _unit_of_selection(run_dir / "selection.json")
     split = options.split or _reached(samples)
     rows = [sample for sample in samples if sample.split == split]
-    for key in ("item", "category"):
-        if value := vars(options)[key]:
-            pick(value, dict.fromkeys(vars(row)[key] for row in rows), f"--{key}")
-            rows = [row for row in rows if vars(row)[key] == value]
+    if options.item:
+        pick(options.item, [row.item for row in rows], "--item")
+        rows = [row for row in rows if row.item == options.item]
+    if options.category:
+        pick(options.category, dict.fromkeys(row.category for row in rows), "--category")
+        rows = [row for row in rows if row.category == options.category]
     names = _names(options.models, rows, report)
     what = "items"
     if options.fixed or options.broke:
@@ -65,6 +61,19 @@ def _unit_of_selection(path: Path) -> Unit:
     if not path.is_file():
         return POINTS
     return read_selection(path).unit
+
+
+def _run_with_answers(named: Sequence[str]) -> Path:
+    """The last of the named runs, or of all below outputs/, that has answers; the last one if none has any."""
+    folders = [*chain.from_iterable(map(named_runs, named))] or runs_below()
+    # Without any answers, reading those of the last run fails with an error.
+    run_dir = folders[-1]
+    for folder in folders:
+        if (folder / SAMPLES_FILE).is_file():
+            run_dir = folder
+    if len(folders) > 1:
+        print(f"{run_dir}: the last of {len(folders)} folders that has answers")
+    return run_dir
 
 
 def _reached(samples: Sequence[Sample]) -> str:

@@ -85,7 +85,6 @@ Threads = Annotated[int, Bounds(ge=1, le=1024)]
 """Setting that counts threads, processes or open requests: each takes memory."""
 Seed = Annotated[int, Bounds(ge=0, lt=2**32)]
 """Seed of random numbers, as numpy takes it."""
-TokenId = Annotated[int, Bounds(ge=0, lt=2**31)]
 Name = Annotated[str, Form(r"(?s).*\S.*", "a text that is not empty")]
 FolderName = Annotated[
     str, Form(r"\w[\w.-]*", "letters, digits, dots, dashes or underscores: it names a folder")

@@ -202,10 +202,15 @@ def _inspect_sample(where: str, row: LogRow, group: str) -> dict[str, Any]:
         counts = json.loads(usage).values()
         if counts:
             tokens = sum(count["output_tokens"] for count in counts)
+    group_value = ""
+    if group:
+        group_value = _text(row, group) or _text(row, f"metadata_{group}")
+    # With the content's digest, an id is of the same item in other logs.
+    content = sha256(str(row["input"]).encode()).hexdigest()[:16]
     return {
-        "item": f"{row['id']} {sha256(str(row['input']).encode()).hexdigest()[:16]}",
+        "item": f"{row['id']} {content}",
         "category": category,
-        "group": _text(row, group) or _text(row, f"metadata_{group}") if group else "",
+        "group": group_value,
         "repeat": (_number(where, row, "epoch") or 1) - 1,  # epochs are numbered from 1
         "tokens": tokens,
         "prompt": row["input"],

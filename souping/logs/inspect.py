@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile, is_zipfile
 
 from souping.core.files import unpacked_limit
@@ -128,6 +128,17 @@ def _options(options: Json) -> str:
     return json.dumps(options or {}, sort_keys=True, default=str)
 
 
+def _score(as_number: Callable[[Any], float], value: Json) -> float:
+    """A score by inspect_ai's conversion; nan for none."""
+    if value is None:
+        return math.nan
+    try:
+        return as_number(value)
+    except OverflowError:
+        # An integer beyond floats: refused like other scores that are too large.
+        return math.inf
+
+
 def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, LoggedAnswer]]:
     """(metric, answer) of every sample. A sample without scores has a missing answer by each of the `scorers`.
 
@@ -148,13 +159,7 @@ def _answers(file: str, scorers: list[str], group: str) -> Iterator[tuple[str, L
             text = _options([message.text for message in text])
         tokens = [usage.output_tokens for usage in sample.model_usage.values()]
         for name, value, output in values_of(sample.scores) if sample.scores else unscored:
-            score = math.nan
-            if value is not None:
-                try:
-                    score = as_number(value)
-                except OverflowError:
-                    # An integer beyond floats: refused like other scores that are too large.
-                    score = math.inf
+            score = _score(as_number, value)
             answer = LoggedAnswer(
                 # inspect_ai may number samples by their order: with the hash, an item is the same in other logs.
                 item=f"{sample.id} {sha256(text.encode()).hexdigest()[:16]}",

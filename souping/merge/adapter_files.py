@@ -15,7 +15,7 @@ import numpy as np
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.header import header_bytes, size_of
 from souping.checkpoints.hub import cached_name
-from souping.checkpoints.lora import LORA_BIAS, PEFT_PREFIX, TOKENS, Adapter
+from souping.checkpoints.lora import LORA_BIAS, PEFT_PREFIX, TOKENS, Adapter, AdapterSettings
 from souping.checkpoints.views import Raw, widen
 from souping.core.open_files import write_at
 from souping.core.text import shown
@@ -134,6 +134,20 @@ def _key(change: Change, shares: AdapterShares) -> str:
     return PEFT_PREFIX + name
 
 
+def _name_of_base(base: Path, adapter: AdapterSettings) -> tuple[str, str | None]:
+    """(name, revision) of the base for PEFT: on the Hub if it is in the Hub's cache, else its absolute path and None.
+
+    The revision in an adapter's settings is one of the base that they name.
+    """
+    folder = base.resolve()
+    name = str(folder)
+    revision = None
+    cached = cached_name(folder)
+    if cached:
+        name, _, revision = cached.partition("@")
+    return name, adapter.revision if name == adapter.base else revision
+
+
 def adapter_config_text(
     changes: Changes, rank: int, adapters: Mapping[str, Adapter], base: Path
 ) -> str:
@@ -142,14 +156,7 @@ def adapter_config_text(
     The base model is named so that it is found from every folder: as on the Hub, or by its absolute path.
     """
     settings = [adapter.settings for adapter in adapters.values()]
-    name = str(base.resolve())
-    revision = None
-    cached = cached_name(name)
-    if cached:
-        name, _, revision = cached.partition("@")
-    # The adapters' revision is one of the base that they name.
-    if name == settings[0].base:
-        revision = settings[0].revision
+    name, revision = _name_of_base(base, settings[0])
     task_types = (setting.task_type for setting in settings)
     modules = list[Json]()
     parameters = list[Json]()

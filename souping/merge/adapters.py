@@ -115,19 +115,27 @@ class AdapterPool(CandidatePool):
         self._folders = dict(folders)
         self._similarities = dict[Names, PoolSimilarity | None]()
         self.base_name = base_name(folders)
-        self._warnings = self._compare_tokenizers()
-        if mixed and merge.adapters == "keep":
-            self._warnings.append(f"{mixed}: soups are full models, as with merge.adapters=merge")
-        settings = {name: adapter.settings for name, adapter in self.adapters.items()}
-        unsaid = [name for name, it in settings.items() if it.parameters and not it.packed]
-        if unsaid:
-            self._warnings.append(
-                f"experts in {listed(unsaid)} are read in PEFT's order. Unsloth had another one before September "
-                "2026: merge adapters by it with Unsloth"
-            )
+        self._warnings = self._notes(mixed)
         # {name: checkpoint} of the adapters and the base.
         self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
         self._opened[self.base_name] = self.base
+
+    def _notes(self, mixed: str) -> list[str]:
+        """Warnings for the user of the pool; `mixed` says why no soup can stay an adapter, empty if it can."""
+        notes = self._compare_tokenizers()
+        if mixed and self._merge.adapters == "keep":
+            notes.append(f"{mixed}: soups are full models, as with merge.adapters=merge")
+        # Settings that do not say in which order the experts' factors are.
+        unsaid = []
+        for name, adapter in self.adapters.items():
+            if adapter.settings.parameters and not adapter.settings.packed:
+                unsaid.append(name)
+        if unsaid:
+            notes.append(
+                f"experts in {listed(unsaid)} are read in PEFT's order. Unsloth had another one before September "
+                "2026: merge adapters by it with Unsloth"
+            )
+        return notes
 
     @property
     def names(self) -> Names:
@@ -247,9 +255,11 @@ class AdapterPool(CandidatePool):
         names = [cached_name(self.base.folder.resolve())]
         names += [adapter.settings.base for adapter in self.adapters.values()]
         names.append(self.base.config.get("_name_or_path"))
-        # An unknown name is the text "None" here, which is no repository.
-        repos = filter(None, map(parse_name, map(str, names)))
-        return next((name.repo for name in repos), "")
+        for name in names:
+            on_hub = parse_name(name) if isinstance(name, str) else None
+            if on_hub is not None:
+                return on_hub.repo
+        return ""
 
     @property
     def adapter_shape(self) -> AdapterShape | None:

@@ -132,20 +132,23 @@ class LoadedWeights:
         another one in the files (UserError)."""
         (name,) = recipe.ingredients
         (weight,) = recipe.weights
-        values = self._stored(name, samples.adapters)
+        in_files = self._stored(name, samples.adapters)
         places = _places(samples)
         dtypes = {name: dtype for name, dtype, _ in samples.tensors}
         faults = list[str]()
-        for held, keys in _holders(values, list(places)).items():
+        for held, keys in _holders(in_files, list(places)).items():
             to_engine = partial(_cast, soup=recipe.dtype, engine=dtypes[held[0]])
             for other, candidate in known.items():
-                same = all(
+                if (other, 1.0) == (name, weight):
+                    continue
+                same_in_engine = all(
                     np.array_equal(samples.values[places[tensor]], candidate.values[places[tensor]])
                     for tensor in held
                 )
+                # Values in the files of this model and of the other one.
                 others = self._stored(other, samples.adapters)
-                pairs = [(weight * values[key], others[key]) for key in keys if key in others]
-                if same and (other, 1.0) != (name, weight) and _differ(pairs, to_engine):
+                pairs = [(weight * in_files[key], others[key]) for key in keys if key in others]
+                if same_in_engine and _differ(pairs, to_engine):
                     faults.append(f"{listed(held)} (still that of {other})")
         if faults:
             raise _wrong(recipe, faults)
@@ -182,30 +185,36 @@ def _shorter(name: str) -> str:
 def _holders(stored: Collection[str], held: Iterable[str]) -> dict[Names, list[str]]:
     """{tensors of the engine: the tensors of the files that they hold}.
 
-    These are tensors of one name, up to its first part, and else those beside which the files have others: `qkv_proj`
-    for `q_proj`, or the stacked weights of `experts` for those of `experts.0.up_proj`.
+    A tensor of the files is in the engine's tensor of the same name, whose first part may differ. If there is none, it
+    was fused or stacked: `attn.q_proj.weight` into `attn.qkv_proj.weight`, which has the same parent module and last
+    part, and `mlp.experts.0.up_proj.weight` into `mlp.experts.w13_weight`, whose module is around it.
     """
     in_files = {*stored, *map(_shorter, stored)}
-    # {name, `parent of its module/last part` or `module/`: tensors of the engine}
-    places = defaultdict[str, list[str]](list)
+    # {name of a tensor, `PARENT/LAST PART`, or `MODULE/`: tensors of the engine that are found by it}
+    held_at = defaultdict[str, list[str]](list)
     for name in held:
         plain = _plain(name)
-        module, _, last = plain.rpartition(".")
-        options = {plain, _shorter(plain)}
-        if not options & in_files:
-            options = {f"{module.rpartition('.')[0]}/{last}", f"{module}/"}
-        for option in options:
-            places[option].append(name)
+        keys = {plain, _shorter(plain)}
+        if not keys & in_files:
+            module, _, last = plain.rpartition(".")
+            keys = {f"{_parent(module)}/{last}", f"{module}/"}
+        for key in keys:
+            held_at[key].append(name)
     holders = defaultdict[Names, list[str]](list)
-    for key in stored:
-        module, _, last = key.rpartition(".")
-        parent = module.rpartition(".")[0]
-        near = (f"{parent}/{last}", f"{parent}/", f"{parent.rpartition('.')[0]}/")
-        found = next((places[at] for at in (key, _shorter(key), *near) if at in places), [])
-        holders[tuple(found)].append(key)
-    # Of the last ones the engine's names say nothing.
-    holders.pop((), None)
+    for name in stored:
+        module, _, last = name.rpartition(".")
+        parent = _parent(module)
+        fused = (f"{parent}/{last}", f"{parent}/", f"{_parent(parent)}/")
+        for key in (name, _shorter(name), *fused):
+            if key in held_at:
+                holders[tuple(held_at[key])].append(name)
+                break
     return holders
+
+
+def _parent(module: str) -> str:
+    """The name of the module around a module."""
+    return module.rpartition(".")[0]
 
 
 def _differ(

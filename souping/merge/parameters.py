@@ -75,7 +75,10 @@ def _parts(adapter: Adapter, targets: Mapping[str, Targets], transposed: bool) -
             experts = parameter.experts or 1
             rank = pair.a.shape[0] // experts
             turned = transposed and parameter.experts is not None
-            shape = parameter.tensor.shape[-2:][:: -1 if turned else 1]
+            shape = parameter.tensor.shape[-2:]
+            if turned:
+                shape = shape[::-1]
+            # B is [rows, experts * rank], A is [experts * rank, columns].
             sizes = (*shape, experts * rank)
             fits = sizes == (pair.b.shape[0], pair.a.shape[1], pair.a.shape[0])
             if fits and rank in settings.ranks:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from operator import mul
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -27,7 +26,7 @@ from souping.checkpoints.header import FLOATS, inside, small
 from souping.checkpoints.pickles import Made, pickled
 from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata
 from souping.checkpoints.trainers import TRAINERS, step_pattern
-from souping.checkpoints.views import View, row_major
+from souping.checkpoints.views import View, dot, row_major
 from souping.core.fields import load_json
 from souping.core.open_files import reserve
 from souping.core.text import shown
@@ -259,7 +258,7 @@ def framed(sharded: Sharded) -> tuple[StoredFrame, dict[str, View]]:
             unit = name
             if any(part.start):
                 unit = f"{name}[{','.join(map(str, part.start))}]"
-            first = sum(map(mul, part.start, steps))
+            first = dot(part.start, steps)
             boxes[unit] = View.of(name, part.sizes, first, tensor.shape)
             parts[part.file].append((part.offset, part.count * tensor.size, unit))
     if sharded.layout == "dcp":

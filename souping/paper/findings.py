@@ -75,6 +75,11 @@ def _printed() -> dict[str, dict[str, str]]:
     return {row["key"]: row for row in published("printed.csv")}
 
 
+def _printed_means(key: str) -> list[float]:
+    """The numbers of a row of printed.csv, one a model."""
+    return [float(value) for value in _printed()[key]["printed"].split(", ")]
+
+
 def _finding(of: str, what: str, paper: str, ours: str, agrees: bool, note: str = "") -> Finding:
     return Finding(of, what, paper, ours, "agrees" if agrees else "differs", note)
 
@@ -257,7 +262,7 @@ def _flores_means(key: str, models: Sequence[str], sound: BoolArray) -> Finding:
     `sound` [36] is false for the corrupt column.
     """
     scores = flores()
-    printed = [float(value) for value in _printed()[key]["printed"].split(", ")]
+    printed = _printed_means(key)
     means = [float(scores[model].mean()) for model in models]
     ours = ", ".join(f"{mean:.2f}" for mean in means)
     # Means are printed to 0.01.
@@ -278,15 +283,17 @@ def _flores_means(key: str, models: Sequence[str], sound: BoolArray) -> Finding:
 
 def _flores_gain(scores: Mapping[str, FloatArray], sound: BoolArray) -> Finding:
     """The soup's gain over the best candidate on FLORES-36, over the `sound` directions only."""
-    printed_singles = [float(value) for value in _printed()["candidates"]["printed"].split(", ")]
-    printed = float(_printed()["soce_flores"]["printed"]) - max(printed_singles)
+    (printed_soup,) = _printed_means("soce_flores")
+    printed = printed_soup - max(_printed_means("candidates"))
     soup = scores["SoCE"][sound]
     singles = np.array([values[sound] for name, values in scores.items() if name != "SoCE"])
     best = singles[int(singles.mean(axis=1).argmax())]
     gain = float((soup - best).mean())
+    above_all = (soup > singles.max(axis=0)).sum()
+    above_best = (soup > best).sum()
     note = (
-        f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in "
-        f"{(soup > singles.max(axis=0)).sum()}, above the best one in {(soup > best).sum()}"
+        f"over the {sound.sum()} directions without {CORRUPT}; above every candidate in {above_all}, above the best "
+        f"one in {above_best}"
     )
     what = "gain of SoCE over the best candidate, BLEU"
     agrees = abs(printed - gain) < 0.006

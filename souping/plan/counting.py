@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -126,9 +127,9 @@ class CountedSteps(Steps):
                 expected = stored.cost.items
                 most = stored.cost.items
                 todo = (0, 0)
-            # Whole splits that the items would fill, rounded up; 0 if there are no items.
+            # Whole splits that the items would fill; 0 if there are no items.
             split_size = max(1, len(items))
-            splits = (-(-expected // split_size), -(-most // split_size))
+            splits = (math.ceil(expected / split_size), math.ceil(most / split_size))
             self._add(stage, models=splits, items=(expected, most), todo=todo, in_parts=True)
         # The winner is one of the trials: later stages find its answers.
         self._count(winner.recipe, stage)

@@ -206,16 +206,7 @@ def _public_files(
     text = soup_card(summary, base=base if is_public else "")
     if CARD in files:
         text = _card_text(files[CARD])
-    text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{goal.repo}"', text, flags=re.M)
-    # The command of a rebuild ends with its block of code: names of folders in it may hold line ends.
-    text = re.sub(
-        r"(?<=```bash\n)(cd|hf download org/soup) .+?(?=\n```)",
-        lambda match: public_rebuild(match[0], goal.repo) if " rebuild " in match[0] else match[0],
-        text,
-        flags=re.S,
-    )
-    text = CARD_PATH.sub(lambda match: public_name(match[0]), text)
-    text = _with_licences(text, _licences(summary, store, online))
+    text = _with_licences(_public_card(text, goal.repo), _licences(summary, store, online))
     public = {**files, CARD: text.encode()}
     for name in files:
         # Words of a vocabulary may look like paths, so other JSON stays as it is.
@@ -235,6 +226,19 @@ def _public_files(
     if recipe != json.loads(raw_recipe):
         public[RECIPE] = as_json(recipe).encode()
     return public
+
+
+def _public_card(text: str, repo: str) -> str:
+    """A soup's card whose commands name the repository, without paths of this machine."""
+    text = re.sub(r'^folder = ".*"(?=  # this folder)', f'folder = "{repo}"', text, flags=re.M)
+    # The command of a rebuild ends with its block of code: names of folders in it may hold line ends.
+    text = re.sub(
+        r"(?<=```bash\n)(cd|hf download org/soup) .+?(?=\n```)",
+        lambda match: public_rebuild(match[0], repo) if " rebuild " in match[0] else match[0],
+        text,
+        flags=re.S,
+    )
+    return CARD_PATH.sub(lambda match: public_name(match[0]), text)
 
 
 def _public_recipe(text: str) -> str:
@@ -352,9 +356,10 @@ def _licences(recipe: RecipeSummary, store: Path | None, online: bool) -> dict[s
 
 def _with_licences(text: str, licences: Mapping[str, str]) -> str:
     """The card with a list of the licences at its end; a licence that all models share is in the front matter too."""
-    # A soup that comes back from the Hub has the list already: the line under its heading.
-    text, _, old_list = text.partition(LICENCE_HEADING)
-    text += "\n" + old_list.partition("\n")[2]
+    # A soup that comes back from the Hub has the list already, the line below the heading: it is taken out.
+    text, _, from_list = text.partition(LICENCE_HEADING)
+    _, _, after_list = from_list.partition("\n")
+    text += "\n" + after_list
     # Only one plain name goes into the front matter, and never over what a user wrote there.
     front = _front_matter(text)
     names = set(licences.values())

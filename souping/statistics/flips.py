@@ -490,9 +490,10 @@ class SignFlips:
 
 
 def _parts(sums: FloatArray, factor: FloatArray) -> FloatArray:
-    """P, S and the coefficients of v [5, D] by sums [D, H, 2] of pulls and slopes.
+    """Rows P, S, c0, c1, c2 [5, D] of patterns, by the sums [D, H, 2] of pulls p_h and slopes s_h in each stratum.
 
-    v(x) = sum over h of factor[h] (p_h - x s_h)^2 = c0 - 2 x c1 + x^2 c2, as in `SignFlips`.
+    P and S are sums over the strata h, and the variance of a shift x is, as in `SignFlips`,
+    v(x) = sum over h of factor[h] (p_h - x s_h)^2 = c0 - 2 x c1 + x^2 c2.
     """
     pull = sums[:, :, 0]
     slope = sums[:, :, 1]
@@ -516,18 +517,21 @@ def _exact_p_value(pulls: Pulls) -> float | None:
 
     Groups without a difference have no sign, so there may be fewer patterns than for a shift.
     """
+    # Groups of one stratum that pull by the same size are counted together.
     differing = pulls.pull != 0
     sizes = np.abs(pulls.pull[differing])
     rows, stratum, number = distinct(sizes[:, None], pulls.stratum[differing])
     if not is_countable(number):
         return None
+
+    # The statistic |T| / SE of the pattern that was seen.
     strata = len(pulls.sizes)
     squares = np.bincount(pulls.stratum, pulls.pull**2, strata).astype(float)
     seen = np.bincount(pulls.stratum, pulls.pull, strata).astype(float)
     seen_total, seen_error = studentised(seen[None, :], squares, pulls.sizes)
     seen_t = np.abs(seen_total[0]) / seen_error[0]
 
-    # The chance of the patterns that reach the one seen, or would but for rounding.
+    # The chance of the patterns whose statistic is as large, but for rounding.
     plus, chance = every_pattern(number)
     sums = stratum_sums(plus, rows, number, stratum, strata)[:, :, 0]
     threshold = seen_t * (1 - ZERO_DIFFERENCE) - ZERO_DIFFERENCE

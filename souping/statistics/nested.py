@@ -109,10 +109,13 @@ class Unseen:
         """
         tail = level / 2 / self.tests
         beyond = self._beyond(tail)
+        # Distances by stratum [H]: the farthest counts.
+        jeffreys = self.moves * beyond
         if not self.graded:
-            return max(reach, float((self.moves * beyond).max()))
-        farther = reach + float((self.moves * self._share_beyond_normal() * beyond).max())
-        return max(farther, float((self.turns * self._beyond(tail, exact=True)).max()))
+            return max(reach, float(jeffreys.max()))
+        beyond_normal = self.moves * self._share_beyond_normal() * beyond
+        exact = self.turns * self._beyond(tail, exact=True)
+        return max(reach + float(beyond_normal.max()), float(exact.max()))
 
     def _beyond(self, tail: float, exact: bool = False) -> FloatArray:
         """How far Jeffreys' limit, or the exact one, is beyond the rate seen, [H]."""

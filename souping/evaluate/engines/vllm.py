@@ -234,19 +234,20 @@ class VllmEngine(Engine):
         state = self.running
         if state.engine is not None and state.served == model.soup:
             return state.engine
-        # Until the weights are complete.
+        # No soup is served until the weights are complete.
         state.served = None
-        started = state.engine
+        engine_before = state.engine
         adapter = model.adapter
         if adapter is not None:
             self._take_adapter(adapter, model.soup, machine)
         elif not self._load_chunks(model, machine):
             self._reload(model, machine)
         engine = self._checked(model)
+
+        # A new engine that will take weights in place is tried with half of them: a tensor that it never takes keeps
+        # the values that it was started with.
         in_place = adapter is None and engine.in_place and state.in_place and state.in_chunks
-        half = model.half if in_place and engine is not started else None
-        if half is not None:
-            # What the running engine never takes keeps the values that it was started with.
+        if in_place and engine is not engine_before and (half := model.half):
             if self._load_chunks(half, machine):
                 self._checked(half)
             self._reload(model, machine)
