@@ -205,7 +205,9 @@ def keyword_marks(source: str) -> list[Span]:
     """Where a `*` of a signature is, after which arguments have keywords: it multiplies nothing."""
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     pairs = itertools.pairwise(tokens)
-    return [(star.start, star.end) for star, comma in pairs if (star.string, comma.string) == ("*", ",")]
+    return [
+        (star.start, star.end) for star, comma in pairs if (star.string, comma.string) == ("*", ",")
+    ]
 
 
 def drawn(mutants: Sequence[Mutant], salt: str, count: int) -> list[Mutant]:
