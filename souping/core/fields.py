@@ -361,9 +361,9 @@ def _words(hint: Hint) -> str:
     if kind in (dict, Mapping):
         return f"a mapping whose values are each {_words(inner)}" if spelled else "a mapping"
     if arguments:
-        words = [_words(argument) for argument in arguments]
+        options = [_words(argument) for argument in arguments]
         # The null is not one of the values.
-        return (", or " if " each " in words[0] else " or ").join(words)
+        return (", or " if " each " in options[0] else " or ").join(options)
     # Unions have no name.
     name = str(getattr(hint, "__name__", hint))
     article = "an" if name[0] in "AEIO" else "a"

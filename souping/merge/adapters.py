@@ -290,8 +290,8 @@ class AdapterPool(CandidatePool):
                     pair = change.pairs[0][1]
                     elements += shape.rank * (pair.a.count + pair.b.count) // pair.rank
                 else:
-                    shape = change.site.tensor.shape
-                    elements += math.prod((len(change.rows) or shape[0], *shape[1:]))
+                    rows, *others = change.site.tensor.shape
+                    elements += math.prod((len(change.rows) or rows, *others))
             return 4 * elements + self.base.side_bytes
         return self.base.size_in(self._merge.dtype) + self.base.side_bytes
 

@@ -462,8 +462,8 @@ def run_mergekit(text: str, folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "weights",
-    [(1 / 3,) * 3, (0.15, 0.85), (0.1, 0.2, 0.3, 0.15, 0.25), (0.05,) * 20],
-    ids=lambda row: len(row),
+    [(1 / 3,) * 3, (0.15, 0.85), (0.1, 0.2, 0.3, 0.15, 0.25), (0.05,) * 20, (1.3, -0.3)],
+    ids=str,
 )
 def test_same_bytes_as_mergekit(
     weights: tuple[float, ...], llamas: dict[str, Path], tmp_path: Path
