@@ -221,7 +221,7 @@ def _reached(level: float, falling: FloatArray) -> float:
     return float(falling[rank - 1])
 
 
-def _intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
+def intervals(pair: Paired, reach: MaxTReach) -> NestedIntervals:
     """Simultaneous intervals of one difference; graded scores have bootstrap-t limits too."""
     bootstrap = None
     if pair.graded:
@@ -289,7 +289,7 @@ def _family(cells: Sequence[ModelPair], level: Level) -> list[Comparison]:
             statistics=np.sort(statistics[f])[::-1],
             tests=len(pairs),
         )
-        comparisons.append(comparison_of(pair, _intervals(pair, reach), level, MAX_T))
+        comparisons.append(comparison_of(pair, intervals(pair, reach), level, MAX_T))
     return comparisons
 
 

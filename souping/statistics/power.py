@@ -72,7 +72,7 @@ def detectable(comparison: Comparison) -> float:
     return needed * max(below, above) / quantile + comparison.step
 
 
-def errors_for_power(level: float, degrees: float, run_share: float = 1.0) -> tuple[float, float]:
+def errors_for_power(level: float, degrees: float, run_share: float) -> tuple[float, float]:
     """(standard errors that an interval reaches, those of a true difference that has 80 % power).
 
     Of the variance, `run_share` was estimated from few runs (`BanerjeeReach`). If that part came out s^2 times too

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from souping.analysis import correlation
-from souping.analysis.correlation import check_columns, kendall, pearson, spearman
+from souping.analysis.correlation import check_columns, few_models, kendall, pearson, spearman
 from souping.core.protocols import Correlation
 from souping.core.types import FloatArray, UserError
 from souping.testing import check_correlation
@@ -144,3 +144,9 @@ def test_a_column_is_flat_relative_to_its_size(scale: float) -> None:
         check_columns(scale * np.column_stack([column, [0.1, 0.3, 0.2]]))
     with pytest.raises(UserError, match="category 'b'"):
         check_columns(scale * np.column_stack([[0.1, 0.3, 0.2], column]), ["a", "b"])
+
+
+@pytest.mark.parametrize(("models", "are_few"), [(5, True), (6, False), (7, False), (40, False)])
+def test_fewer_than_six_models_are_few(models: int, are_few: bool) -> None:
+    assert few_models(models).startswith(f"correlations over {models} models" if are_few else "")
+    assert bool(few_models(models)) == are_few

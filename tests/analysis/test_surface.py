@@ -265,6 +265,8 @@ def test_a_result_has_the_band_of_the_answers() -> None:
     assert limits.high == pytest.approx(expected.high, abs=1e-6)
     for c, name in enumerate(table.names):
         assert result.categories[name] == pytest.approx(each[c], abs=1e-6)
+    shown_values = np.array([limits.low, limits.high, limits.difference])
+    assert shown_values.round(6).tolist() == shown_values.tolist()
     assert result.width == pytest.approx((expected.high - expected.low).mean())
     assert list(result.items) == np.isfinite(scores).sum(axis=1).tolist()
     assert 60 in result.items

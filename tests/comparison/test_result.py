@@ -196,6 +196,9 @@ def test_shares_of_the_variance_are_those_of_its_parts() -> None:
     lines = [line for line in comparison_sections(result)[0].lines if line.startswith("Variance")]
     figures = [int(figure) for figure in re.findall(r"(\d+) %", lines[0])]
     assert figures == [round(100 * part / parts.total) for part in (parts.items, parts.runs)]
+    # One part is all of it, which is not said.
+    plain = souping.compare({name: runs[0] for name, runs in logs.items()})
+    assert not any("Variance" in line for line in comparison_sections(plain)[0].lines)
 
 
 def test_the_table_states_its_schema() -> None:

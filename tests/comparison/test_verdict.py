@@ -101,6 +101,8 @@ def test_a_policy_has_a_margin_a_task_and_required_tasks(tmp_path: Path) -> None
         ("margin = -1", "margin=-1"),
         ('margin = "a lot"', "margin=a lot"),
         ("margin = true", "margin=True"),
+        ("margin = inf", "margin=inf"),
+        ("margin = nan", "margin=nan"),
         ("tasks = 1", "tasks"),
         ("[tasks.a]\nrequred = true", "required"),
         ('[tasks.a]\nrequired = "yes"', "tasks.a.required"),

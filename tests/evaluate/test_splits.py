@@ -378,6 +378,24 @@ def test_a_text_without_an_answer_is_an_item_of_the_loss() -> None:
         ListedItems(listed=[{"text": "", "source": "tales"}]).items()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id", 1.5),
+        ("category", ["c"]),
+        ("scorer", {}),
+        ("group", []),
+        ("prompt", 3),
+        ("tools", "f"),
+    ],
+)
+def test_a_key_of_another_type_is_named(key: str, value: Json) -> None:
+    row: JsonObject = {"id": "1", "category": "c", "prompt": "p", "answer": "a"}
+    assert len(ListedItems(listed=[row]).items()) == 1
+    with pytest.raises(UserError, match=rf"items\[0\]: `{key}` "):
+        ListedItems(listed=[{**row, key: value}]).items()
+
+
 def test_ids_of_items_without_one_are_those_of_their_prompts() -> None:
     rows: list[JsonObject] = [
         {"category": "c", "answer": "a", "prompt": p} for p in ("x", "y", "x")

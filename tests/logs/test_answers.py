@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import pytest
 
 from souping.core.types import UserError
 from souping.logs.answer_tables import is_scores
-from souping.logs.bfcl import FAILED, counts
+from souping.logs.bfcl import FAILED, bfcl_lines, counts
 from souping.logs.bfcl_average import coefficients_of, overall
 from souping.logs.bfcl_items import FILE_ITEMS, LIVE_ITEMS, NON_LIVE, shared_content
 from souping.logs.inspect import values_of
@@ -619,3 +620,34 @@ def test_items_that_a_score_file_lists_failed(failed: int, tmp_path: Path) -> No
     (one,) = log.tasks["multiple"].metrics.values()
     scores = {answer.item: answer.score for answer in one.answers}
     assert scores == {name: float(n >= failed) for n, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    ("largest", "is_scored"), [(1e50, True), (1.1e50, False), (-1.1e50, False)]
+)
+def test_scores_that_are_too_large_for_a_mean_are_left_out(largest: float, is_scored: bool) -> None:
+    answers = [LoggedAnswer(item=f"i{n}", score=score) for n, score in enumerate((largest, 0.0))]
+    metric = metrics_of(Path("log"), [("m", answer) for answer in answers], {})["m"]
+    assert [answer.score for answer in metric.answers] == pytest.approx(
+        [largest, 0.0] if is_scored else [math.nan] * 2, nan_ok=True
+    )
+
+
+@pytest.mark.parametrize("lines", [[], [{"result": "[f()]"}], [{"id": "a"}, {"result": "x"}]])
+def test_a_file_of_bfcl_has_an_id_in_every_line(lines: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "BFCL_v4_multiple_result.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="not a file of bfcl-eval"):
+        bfcl_lines(path)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_runs_after_reading_if_it_did_before(
+    enabled: bool, tmp_path: Path
+) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        read_logs(write_run(tmp_path / "r", step=2))
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()

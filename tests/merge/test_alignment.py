@@ -353,3 +353,19 @@ def test_what_is_mixed_is_mixed_in_any_dtype_and_only_what_keeps_its_dtype_is_co
         alone = replace(simple({name: folders[name]}, (1.0,)), dtype="float32")
         made = plan(alone, folders)
         assert {band.op for tensor in made.tensors for band in tensor.bands} == {op}
+
+
+def test_rows_of_no_weighted_model_are_those_of_the_first_that_has_them(tmp_path: Path) -> None:
+    """A pattern gives the longer head no weight: its further rows are copied from it as they are."""
+    folders = {}
+    for seed, (name, rows) in enumerate({"short": 12, "long": 14}.items()):
+        folders[name] = save(tmp_path / name, random_tensors(seed, rows=rows), {"vocab_size": rows})
+    soup = soup_of(
+        folders,
+        tmp_path / "soup",
+        (0.5, 0.5),
+        vocab="union",
+        tensor_weights={"lm_head": [1.0, 0.0]},
+    )
+    assert same_bits(soup["lm_head.weight"][:12], random_tensors(0)["lm_head.weight"])
+    assert same_bits(soup["lm_head.weight"][12:], random_tensors(1, rows=14)["lm_head.weight"][12:])

@@ -29,6 +29,7 @@ from souping.search.adaptive import Adaptive
 from souping.search.loop import (
     RecipeEvaluator,
     RecipeSource,
+    SearchedSoup,
     SearchResult,
     SearchRun,
     find_weights,
@@ -549,3 +550,9 @@ def test_what_a_search_of_trajectory_averages_says_of_itself() -> None:
     assert TrajectoryAverages(kind="ema", alpha=0.25).known_points(5) == [
         Window.of("ema", 5, 5, 0.25).weights
     ]
+
+
+def test_the_scores_of_a_soup_are_not_the_lengths_of_its_answers() -> None:
+    answers = np.array([[0.5, np.nan], [7.0, np.nan]])
+    soup = SearchedSoup(recipe=recipe(0.5, 0.5), weights=(0.5, 0.5), answers=answers)
+    assert soup.values == pytest.approx([0.5, np.nan], nan_ok=True)

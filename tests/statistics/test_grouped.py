@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from souping.core.types import FloatArray
-from souping.statistics.grouped import GroupedScores, design, stratify
+from souping.statistics.grouped import GroupedScores, GroupLayout, design, stratify
 from souping.statistics.score_table import one_category
 
 
@@ -97,3 +97,16 @@ def test_a_single_group_shows_no_variance() -> None:
     alone = design(np.array([0.2, 0.7]), np.zeros(2, int), np.zeros(2, int), np.ones(1))
     assert alone.variances.tolist() == [0.0]
     assert alone.flat.tolist() == [True]
+
+
+def test_numbers_of_groups_may_have_gaps() -> None:
+    categories = np.array([0, 0, 1, 1])
+    gaps = GroupLayout.of(categories, np.array([2, 7, 7, 4]), np.ones(2))
+    plain = GroupLayout.of(categories, np.array([0, 2, 2, 1]), np.ones(2))
+    assert (gaps.groups, plain.groups) == (3, 3)
+    assert gaps.counts.tolist() == plain.counts.tolist() == [[1, 0], [0, 1], [1, 1]]
+
+
+def test_a_group_without_weight_is_a_group_of_the_items_all_the_same() -> None:
+    layout = GroupLayout.of(np.array([0, 1, 1]), np.arange(3), np.array([1.0, 0.0]))
+    assert (layout.groups, len(layout.counts)) == (3, 1)

@@ -7,15 +7,18 @@ import pytest
 from scipy import stats
 
 from souping.comparison.several import joint_tests
+from souping.statistics import joint
 from souping.statistics.comparison import contrast
-from souping.statistics.corrections import FIRST_LOOK
+from souping.statistics.corrections import FIRST_LOOK, Level
 from souping.statistics.joint import (
     JointFlips,
+    MaxTReach,
     compare_in_categories,
     critical_value,
     equivalent_tests,
 )
-from souping.statistics.score_table import Answers, ItemTable, ScoreTable, one_category
+from souping.statistics.nested import NestedIntervals
+from souping.statistics.score_table import Answers, ItemTable, Paired, ScoreTable, one_category
 from tests.comparison.worlds import metric, pooled
 
 
@@ -130,3 +133,26 @@ def test_missing_answers_of_one_category_are_right_and_wrong_for_the_family() ->
         assert comparison.high == max(corner.high for corner in alike)
         assert comparison.p_alone == max(corner.p_alone for corner in alike)
     assert alike[0].difference == alike[1].difference
+
+
+def test_simultaneous_limits_rest_on_every_drawn_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pattern that was seen is not among them."""
+    reaches = list[MaxTReach]()
+
+    def kept(pair: Paired, reach: MaxTReach) -> NestedIntervals:
+        reaches.append(reach)
+        return original(pair, reach)
+
+    original = joint.intervals
+    monkeypatch.setattr(joint, "intervals", kept)
+    monkeypatch.setattr(joint, "draws_for", lambda alpha, draws: 1008)
+    rng = np.random.default_rng(0)
+    items = one_category(np.arange(40))
+    models = {name: (rng.random(40) < 0.5).astype(float) for name in "abc"}
+    table = ScoreTable.complete(items, models)
+    joint.compare_jointly([(table, "a", "c"), (table, "b", "c")], Level(1))
+    for reach in reaches:
+        assert len(reach.largest) == len(reach.statistics) == 1008
+        assert (np.diff(reach.largest) <= 0).all()
+        assert (reach.largest >= reach.statistics).all()
+    assert [reach.tests for reach in reaches] == [2, 2]

@@ -272,7 +272,7 @@ def test_few_runs_need_more_standard_errors(degrees: float, share: float) -> Non
 
 @pytest.mark.parametrize("degrees", [201.0, math.inf])
 def test_many_degrees_are_the_normal_distribution(degrees: float) -> None:
-    quantile, errors = errors_for_power(0.99, degrees)
+    quantile, errors = errors_for_power(0.99, degrees, 1.0)
     assert quantile == pytest.approx(stats.norm.ppf(0.995))
     assert errors == pytest.approx(stats.norm.ppf(0.995) + stats.norm.ppf(0.8))
 

@@ -303,6 +303,7 @@ def test_an_item_that_a_picked_model_did_not_answer_counts_as_the_mean_of_the_ot
     assert found == pytest.approx(picked_tests(filled, pairs, items, 0.05), rel=0.02)
     assert 1 < found < 3
     assert picked_tests(scores, pairs[:1], items, 0.05) == 1.0
+    assert 1 < picked_tests(scores, pairs[:2], items, 0.05) <= 2
     models = [items.grouped(row - scores.mean(axis=0)) for row in scores]
     flips = JointFlips.of_models(models, 10_006)
     assert picked_tests(scores, pairs, items, 0.05) == pytest.approx(flips.tests(pairs, 0.05))
