@@ -71,7 +71,7 @@ def test_a_script_runs_small(script: Path, place: Path) -> None:
 def test_models_of_a_script_are_those_of_the_experiment(script: Path) -> None:
     text = script.read_text()
     if script.stem == "table3":
-        # It goes on with the models of table1b.
+        # It sources table1b.sh, which names the models.
         text += (FOLDER / "table1b.sh").read_text()
     (experiment,) = re.findall(r"^experiment=(\w+)$", text, re.MULTILINE)
     plain = yaml.safe_load((ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text())
