@@ -647,35 +647,37 @@ COVERAGE: dict[str, Case] = {
 
 
 def _null_rows(repetitions: int, cases: Sequence[str]) -> list[str]:
+    """Lines of the table of false claims, for the null worlds whose names hold one of `cases`, or for all.
+
+    The number of the claim that is false in a world is bold.
+    """
     once = allowed(repetitions)
     often = allowed(repetitions, LOOKS_LEVEL)
+    # (null worlds, the claim that is false in them, how often it may be made)
     kinds = [(NULLS, "better", f"at most {once}"), (LOOKED, "better", f"at most {often}")]
     kinds += [(KEEPS, "keeps", f"at most {once}"), (FAILS, "better", f"must exceed {once}")]
-    rows, seed = list[str](), -1
+    rows = list[str]()
+    # The seed is the number of a world in the whole table, also if others are left out.
+    seed = -1
     for nulls, false, bound in kinds:
         for name, (null, layout) in nulls.items():
-            seed += 1  # that of the row in the whole table
+            seed += 1
             if cases and not any(case in name for case in cases):
                 continue
             start = time.perf_counter()
-            said = count(null, layout, repetitions, seed)
-            shown = [
-                f"**{said[key]}**" if key == false else f"{said[key]}"
-                for key in ("better", "every", "keeps")
-            ]
-            cells = [
-                name,
-                *shown,
-                bound,
-                f"{said['rejects']}",
-                f"{time.perf_counter() - start:.0f}",
-            ]
+            claims = count(null, layout, repetitions, seed)
+            seconds = time.perf_counter() - start
+            cells = [name]
+            for key in ("better", "every", "keeps"):
+                cells.append(f"**{claims[key]}**" if key == false else f"{claims[key]}")
+            cells += [bound, f"{claims['rejects']}", f"{seconds:.0f}"]
             rows.append(f"| {' | '.join(cells)} |")
             print(rows[-1], flush=True)
     return rows
 
 
 def _coverage_rows(repetitions: int) -> list[str]:
+    """Lines of the table of coverage: how often, in percent, each kind of interval holds the truth."""
     rows = []
     for name, case in COVERAGE.items():
         held = np.mean(

@@ -214,10 +214,9 @@ def tpe(sim: Simulation, budget: int) -> Outcome:
     def propose() -> Iterator[int]:
         while True:
             trial = study.ask()
-            soup = _snap(
-                table,
-                np.array([trial.suggest_float(f"w{k}", -3, 3) for k in range(table.w.shape[1])]),
-            )
+            size = table.w.shape[1]
+            vector = [trial.suggest_float(f"w{k}", -3, 3) for k in range(size)]
+            soup = _snap(table, np.array(vector))
             yield soup
             study.tell(trial, sim.whole(soup))
 

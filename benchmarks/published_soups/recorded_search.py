@@ -137,11 +137,13 @@ def cliff(rng: np.random.Generator) -> FloatArray:
     width = np.exp(rng.uniform(np.log(0.02), np.log(0.05)))
     curves = []
     for number in range(len(GENERAL)):
-        start, end = rng.uniform(30, 90), rng.uniform(5, 60)
+        start = rng.uniform(30, 90)
+        end = rng.uniform(5, 60)
         steep = 1 / (1 + np.exp(-(weight - jump - rng.uniform(0.05, 0.4)) / rng.uniform(0.03, 0.2)))
         curves.append(start + (end - start) * (weight if number % 2 else steep))
     for _ in range(3):
-        start, end = rng.uniform(30, 60), rng.uniform(85, 99)
+        start = rng.uniform(30, 60)
+        end = rng.uniform(85, 99)
         curves.append(start + (end - start) / (1 + np.exp(-(weight - jump) / width)))
     path = np.stack(curves, axis=1)
     return path[::-1] if rng.random() < 0.5 else path

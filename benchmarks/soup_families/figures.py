@@ -97,7 +97,8 @@ def reported(families: Families) -> Drawing:
 
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    shown, true = families["reported gain"], families["true gain"]
+    shown = families["reported gain"]
+    true = families["true gain"]
     low = float(min(shown.min(), true.min())) - 0.5
     high = float(max(shown.max(), true.max())) + 0.5
     axes.plot([low, high], [low, high], color=FAINT, linewidth=1.4)

@@ -127,7 +127,9 @@ class Network:
         asking = from_token(normal, items, start)
         query = asking @ part["attention.in"][..., :width]
         key, value = (normal @ part["attention.in"][..., width:]).split(width, dim=-1)
-        query, key, value = (self._heads(one, items) for one in (query, key, value))
+        query = self._heads(query, items)
+        key = self._heads(key, items)
+        value = self._heads(value, items)
         sees = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril(start)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=sees)
         attended = attended.transpose(1, 2).reshape(*asking.shape)

@@ -309,7 +309,10 @@ def _passing(margin: float, variance: float | None, items: int, level: float) ->
 
 
 def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
-    """Variance of the mean difference of two equal models, times the guard's number of items; None if it is unknown."""
+    """Variance of the mean difference of a soup and an equal model, times the guard's number of items; None if unknown.
+
+    Measured on the differences of the `known` models; assumed if these tell nothing.
+    """
     assumed = DISCORDANCE if guard.unit.fractions else None
     scores = list(known.values())
     if guard.benchmark != OWN_BENCHMARK or not scores:
@@ -328,9 +331,11 @@ def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
             values = model.lengths / max(float(model.lengths.mean()), LEAST_LENGTH)
         deviations = values[guarded] - values[guarded].mean()
         sums.append(np.bincount(groups, deviations))
-    table = np.stack(sums)
+    deviations_by_group = np.stack(sums)
+    covariance = deviations_by_group @ deviations_by_group.T / guarded.sum()
+    # A soup is nearer to a model than two models are to each other; for lengths this was not measured.
     factor = 1.0 if guard.lengths else NEARER
-    variance = factor * pair_variance(table @ table.T / guarded.sum())
+    variance = factor * pair_variance(covariance)
     return variance or assumed  # candidates that never differ say nothing about a soup
 
 

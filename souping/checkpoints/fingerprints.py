@@ -108,7 +108,10 @@ def hashed_files(checkpoint: Checkpoint, number: int) -> dict[Path, Stamp]:
 
 
 def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
-    """The cache's key for the digests of a group in `files`. How assembled tensors view the files is part of it."""
+    """The cache's key for the digests of a checkpoint's tensors, whose `files` have these stamps.
+
+    How tensors are assembled from the files is part of it.
+    """
     keys = [digest_key(path, state) for path, state in files.items()]
     # An archive may hold several tables of tensors, a folder an average too.
     table = "" if checkpoint.source == checkpoint.folder else checkpoint.source.name

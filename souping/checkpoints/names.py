@@ -180,15 +180,16 @@ def _attempts(
 
 
 def _prefixes(family: Family, names: Iterable[str], like: Mapping[str, Shape] | None) -> list[str]:
-    """Prefixes that the names of a family may have, the most frequent two: what is in front of its anchors.
+    """Prefixes that the names of a family may have, such as `model.`: the most frequent two in front of its anchors.
 
-    The anchors of a Hugging Face model are the names in `like`, if it is known.
+    Anchors are names that every model of the family has; for a Hugging Face model those in `like`, if it is known.
     """
     if family.prefix is not None or not family.anchors:
         return [family.prefix or ""]
     anchors = like if family.name == HUGGING_FACE and like else family.anchors
     counts = Counter[str]()
     for name in names:
+        # Every place where an anchor may begin.
         dots = islice(re.finditer(r"\.", name), MAX_NAME_PARTS)
         for start in (0, *(dot.end() for dot in dots)):
             if name[start:] in anchors:

@@ -120,6 +120,7 @@ def decide_rows(
         base, _ = test.means()
         margins[name] = policy.margin_of(name, base, test.row.fraction, test.row.weight > 0)
 
+    # Required rows decide: each has its own level, by Holm where one bad row is enough to fail.
     required = {name: margins[name] for name in tests if name in (AVERAGE, *policy.required)}
     required_verdicts = decide(required, lambda name, number: tests[name].limits(number))
 

@@ -115,8 +115,11 @@ def _match(hint: Hint, value: Json) -> Any:
 
 
 def _elements(hint: Hint, values: Sequence[Json]) -> tuple[Any, ...]:
-    """The elements of a list: objects that do not fit are dropped, other values become empty, so that two lists of
-    numbers or texts still belong together place by place."""
+    """The elements of a list that fit the annotation.
+
+    Objects that do not fit are dropped. Numbers and texts that do not fit become empty and keep their place, so that
+    two lists still belong together.
+    """
     if not dataclasses.is_dataclass(hint):
         return tuple(_fit(hint, value) for value in values)
     objects = [_match(hint, value) for value in values]

@@ -65,7 +65,7 @@ def confidence(level: float | None) -> str:
         level = 0.95
     percent = f"{100 * level:.4g}"
     if percent == "100":
-        # No interval has a level of 100 %: at late looks the level is shown up to the first digit that is not a 9.
+        # No interval has a level of 100 %: at late looks it has digits up to the first one that is not a 9.
         error_percent = float(f"{100 * (1 - level):.1g}")
         percent = f"{100 - error_percent:.12g}"
     return f"{percent} %"

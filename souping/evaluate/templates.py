@@ -138,7 +138,7 @@ def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
 
 
 def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str:
-    """The text that one of the two functions above makes in the child process. `arguments` lack the time limit.
+    """The text of `_chat_in_child` or `_task_in_child`, called in the child process with the time limit added.
 
     Raises:
         TemplateStoppedError: it takes too long or too much memory, or fails.

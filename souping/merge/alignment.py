@@ -401,6 +401,7 @@ def matcher(pattern: str) -> Callable[[str], bool]:
     Without `*` or `?` the pattern is a run of dotted parts anywhere in the name; with them it has to match the whole
     name. A part `3-7` is a range of numbers, ends included. `layers.0-7` is the first eight layers.
     """
+    # Wildcards and ranges become regular expressions, the text between them stands for itself.
     text = "".join(map(_token, re.split(rf"(\*|\?|{RANGE})", pattern)))
     if "*" not in pattern and "?" not in pattern:
         text = rf"(?:.*\.)?{text}(?:\..*)?"

@@ -276,7 +276,10 @@ def _wrong(recipe: Recipe, faults: Sequence[str]) -> UserError:
 def _equal(
     recipe: Recipe, samples: WeightSamples, candidates: Sequence[LoadedCandidate]
 ) -> BoolArray:
-    """[N] whether a value is the candidates' average, as the engine holds it."""
+    """[N] whether each sampled value is the candidates' average, but for rounding.
+
+    The bits must be the same if the engine holds all candidates exactly and no adapter's product was added.
+    """
     values = [candidate.values for candidate in candidates]
     exact = not recipe.settings and all(candidate.exact for candidate in candidates)
     average = linear(values, recipe.weights)

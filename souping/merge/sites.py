@@ -216,7 +216,10 @@ def _check_trained(name: str, part: TrainedTensor, site: Site) -> None:
 def _nothing_is_missing(
     base: Checkpoint, name: str, adapter: Adapter, by_parameter: Mapping[str, Site]
 ) -> None:
-    """Refuse an adapter without a tensor of a module in its `modules_to_save`: PEFT would take the base's silently."""
+    """Refuse an adapter that lacks a tensor of the base which it should bring: PEFT would take the base's silently.
+
+    A full model brings all tensors, an adapter those of the modules in its `modules_to_save`.
+    """
     saved = {by_parameter[part.parameter].tensor.name for part in adapter.trained}
     for tensor in base.tensors:
         wanted = adapter.full or adapter.settings.saves(tensor.rpartition(".")[0])

@@ -92,14 +92,14 @@ def answer_few(plan: Plan, items: Sequence[Item]) -> tuple[list[Record], Mapping
         began = time.monotonic()
         model = pool.serving(evaluator)(recipe)
         # Engines and servers take minutes to start at their first item, and any code is slower the first time.
-        _, cold = _timed(evaluator, model, items[:1])
+        _, cold_seconds = _timed(evaluator, model, items[:1])
         loading = time.monotonic() - began
-        _, single = _timed(evaluator, model, items[:1])
+        _, warm_seconds = _timed(evaluator, model, items[:1])
         answers, seconds = _timed(evaluator, model, items)
-        speed = _measured(evaluator, items, single, seconds)
+        speed = _measured(evaluator, items, warm_seconds, seconds)
         # An engine or a server starts for each model. Times vary: no start takes less than nothing.
         if evaluator.hosting.host is not None:
-            speed = replace(speed, per_model=max(0.0, cold - single))
+            speed = replace(speed, per_model=max(0.0, cold_seconds - warm_seconds))
     records = [replace(answers[item.id], prompt_key=item.id) for item in items]
     # No scores are known before; the new ones are put into `records`.
     error = score_missing(items, records, user_scores, lambda unscored: {})

@@ -123,6 +123,7 @@ class CountedSteps(Steps):
             expected, most = workload
             answers = self.evaluations[OWN_BENCHMARK].answers_per_item
             todo = (expected * answers, most * answers)
+            # A search that the store has whole computes nothing.
             if stored:
                 expected = stored.cost.items
                 most = stored.cost.items

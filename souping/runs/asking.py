@@ -359,8 +359,8 @@ class OrderedSearch(RecipeEvaluator):
         number = min(answered, default=0)
         if self._order.next is not None:
             _, number, _ = self._order.next
-        # Raises `Waiting`.
         if number not in answered:
+            # Nobody has answered it: this raises `Waiting`.
             self._workers.take()
         self._order.take(("tell", number, request_key(answered[number].request)))
         return self._evaluation.collect(number)

@@ -241,6 +241,7 @@ def measured_power(
     The candidates' errors keep their covariance over groups, scaled to the size of the test split. The soup is assumed
     to differ from each candidate as much as the candidates differ from each other.
     """
+    # Errors of the candidates' scores, by groups of items, and the variance of the difference of two of them.
     table = ItemTable.of(next(iter(scores.values())).items, objective)
     grouped = [table.grouped(candidate.values) for candidate in scores.values()]
     covariance = error_covariance(grouped)
@@ -253,6 +254,7 @@ def measured_power(
     levels = np.array([candidate.objective for candidate in grouped])
     chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))
     reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
+    # From the items that were answered to those of the test split.
     scale = _worth(table) / _worth(ItemTable.of(report, objective))
     futures = _Futures(levels=levels, covariance=covariance, reliable=reliable)
     demanded = futures.demanded(scale * covariance)

@@ -192,7 +192,8 @@ def test_a_mapping_takes_entries_beside_those_that_it_has(word: str) -> None:
     key, _, _ = word.partition("=")
     names = key.split(".")[: 2 if key.startswith("evaluator") else 1]
     for name in names:
-        before, plain = before[name], plain[name]
+        before = before[name]
+        plain = plain[name]
     assert 0.6 in plain.values()
     # Null, or the name of the one metric of all tasks.
     if isinstance(before, dict):

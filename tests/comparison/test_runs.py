@@ -276,7 +276,8 @@ def test_a_first_look_at_several_models_corrects_them_for_each_other(
     assert "not counted" in uncounted["look_note"]
     assert counted["verdicts"] == uncounted["verdicts"]
     alone = json.loads(souping("compare", "base=run:uniform_all", "ant=run:ant", "--json").out)
-    wide, narrow = counted["verdicts"][0], alone["verdicts"][0]
+    wide = counted["verdicts"][0]
+    narrow = alone["verdicts"][0]
     assert wide["high"] - wide["low"] > narrow["high"] - narrow["low"]
 
 

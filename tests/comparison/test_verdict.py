@@ -54,11 +54,12 @@ def test_a_word_holds_with_missing_answers_for_and_against(
 
 def decided(**highs: Sequence[float]) -> dict[str, tuple[str, str]]:
     """Rows whose intervals at one, two, .. tests end at these values."""
-    return {
-        **decide(
-            dict.fromkeys(highs, 1.0), lambda name, tests: [(-9.0, highs[name][round(tests) - 1])]
-        )
-    }
+    margins = dict.fromkeys(highs, 1.0)
+
+    def limits(name: str, tests: float) -> list[tuple[float, float]]:
+        return [(-9.0, highs[name][round(tests) - 1])]
+
+    return dict(decide(margins, limits))
 
 
 def test_rows_that_fail_when_any_does_are_held_to_holms_levels() -> None:

@@ -360,10 +360,8 @@ def test_shares_of_two_ranks_are_the_bytes_of_local(
 ) -> None:
     monkeypatch.setattr("accelerate.PartialState.wait_for_everyone", lambda self: None)
     files, fields = CASES[case]
-    plan = planned(
-        siblings(tmp_path, *files["dtypes"], **{k: v for k, v in files.items() if k != "dtypes"}),
-        **fields,
-    )
+    others = {key: value for key, value in files.items() if key != "dtypes"}
+    plan = planned(siblings(tmp_path, *files["dtypes"], **others), **fields)
     stage = staging(plan, tmp_path / "stage")
     for number in (1, 0):
         Rank(number=number, count=2, local=2).fill(plan, stage)

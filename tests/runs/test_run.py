@@ -437,11 +437,10 @@ def analyses_of(run: Path) -> dict[str, Any]:
 
 
 def counts(tmp_path: Path) -> tuple[int, int]:
+    """(answers, counted looks) in the store."""
     with closing(sqlite3.connect(tmp_path / "outputs" / "store.sqlite")) as db:
-        answers, looks = (
-            int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0])
-            for name in ("answers", "counted_looks")
-        )
+        (answers,) = db.execute("SELECT count(*) FROM answers").fetchone()
+        (looks,) = db.execute("SELECT count(*) FROM counted_looks").fetchone()
     return answers, looks
 
 

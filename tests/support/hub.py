@@ -329,14 +329,11 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             return self.refuse(404, "EntryNotFound", "Entry not found", oid)
         headers = {"X-Repo-Commit": oid, "ETag": f'"{_hash(data)}"', "Accept-Ranges": "bytes"}
-        headers |= (
-            {"X-Linked-Etag": f'"{_hash(data)}"', "X-Linked-Size": str(len(data))}
-            if len(data) >= LARGE
-            else {}
-        )
-        if self.hub.xet and len(data) >= LARGE:
-            route = f"{self.hub.url}/api/models/{name}/xet-read-token/{oid}"
-            headers |= {"X-Xet-Hash": _hash(data), "X-Xet-Refresh-Route": route}
+        if len(data) >= LARGE:
+            headers |= {"X-Linked-Etag": f'"{_hash(data)}"', "X-Linked-Size": str(len(data))}
+            if self.hub.xet:
+                route = f"{self.hub.url}/api/models/{name}/xet-read-token/{oid}"
+                headers |= {"X-Xet-Hash": _hash(data), "X-Xet-Refresh-Route": route}
         if self.hub.endless and self.command == "GET":
             self._begin(200, headers)
             return self._never_end(b"x" * CHUNK)

@@ -18,10 +18,15 @@ Siblings = dict[str, Path]
 def siblings(
     folder: Path, *dtypes: torch.dtype, rows: tuple[int, ...] = (12, 12, 12), shards: int = 1
 ) -> Siblings:
+    """Folders of the models a, b and c, which take the `dtypes` in turn; `rows` are their vocabularies' sizes.
+
+    Each has a tensor that is cut into several blocks.
+    """
     folders = {}
     for seed, (name, size) in enumerate(zip("abc", rows, strict=True)):
         dtype = dtypes[seed % len(dtypes)]
-        large = torch.randn((1003, 601), generator=torch.Generator().manual_seed(seed)).to(dtype)
+        generator = torch.Generator().manual_seed(seed)
+        large = torch.randn((1003, 601), generator=generator).to(dtype)
         config = {"vocab_size": size, "torch_dtype": str(dtype).removeprefix("torch.")}
         tensors = {**random_tensors(seed, dtype, rows=size), "model.z.weight": large}
         folders[name] = save(folder / name, tensors, config, shards)
