@@ -4,9 +4,8 @@
         [--seconds 90] [--again OLD.csv] [--out build/mutants/mutants.csv]
 
 Run it with `nice`. Mutants are those of cosmic-ray's operators in `OPERATORS`, outside annotations and the `*` of
-signatures. The sample is the
-`count` of them with the smallest SHA-256 of `salt:file:operator:occurrence`, at most one for each place in the code.
-`--again` takes the survivors of an earlier table instead.
+signatures. The sample is the `count` of them with the smallest SHA-256 of `salt:file:operator:occurrence`, at most one
+for each place in the code. `--again` takes the survivors of an earlier table instead.
 
 The first call runs the quick tests of `ROOMS` once under coverage, which records the lines that each test executes;
 `--record` does so again. A mutant is then run against the tests that execute its statement (the quickest first, until
