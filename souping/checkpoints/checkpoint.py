@@ -223,8 +223,7 @@ class Checkpoint:
         for name in chosen:
             if name in self.files and self.stamps[name].size < LONGEST_POINTER_BYTES:
                 pointers.append(self.path(name))
-        if pointers:
-            check_pointers(pointers)
+        check_pointers(pointers)
 
     @property
     def side_bytes(self) -> int:

@@ -128,9 +128,7 @@ class DeadServer(Server):
     def command(self, folder: Path, port: int) -> list[str]:
         return []
 
-    def load_into(
-        self, address: str, folder: Path, shape: AdapterShape | None = None
-    ) -> RunningServer:
+    def load_into(self, address: str, folder: Path) -> RunningServer:
         raise AssertionError
 
     def start(self, folder: Path, name: str, shape: AdapterShape | None = None) -> RunningServer:

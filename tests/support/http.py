@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from souping.evaluate.servers.server_process import LONGEST_ANSWER_BYTES
+
 
 class Handler(BaseHTTPRequestHandler):
     server: FakeServer
@@ -66,6 +68,27 @@ def serving() -> Iterator[FakeServer]:
     server.server_close()
 
 
+Answer = Callable[[Handler, Any], object]
+"""What a server does with a request and its body"""
+
+
+def raw(text: bytes) -> Answer:
+    """Bytes without a response's first line."""
+    return lambda handler, _: handler.wfile.write(text)
+
+
+def body(text: bytes, status: int = 200) -> Answer:
+    return lambda handler, _: handler.say(text, status)
+
+
+def endless(handler: Handler, _: Any) -> None:
+    """A body that is longer than any answer may be."""
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(LONGEST_ANSWER_BYTES // 65536 + 8):
+        handler.wfile.write(b"x" * 65536)
+
+
 class LoraServer:
     """Stands where `vllm serve BASE --enable-lora` would: its routes for models and adapters, in vLLM 0.32.0's words.
 
@@ -79,7 +102,7 @@ class LoraServer:
         self.allowed = True
         self.max_rank = 16
         self.sees = Path("/")
-        self.changes: dict[str, Callable[[Handler, Any], object]] = {}
+        self.changes: dict[str, Answer] = {}
         self.adapters: dict[str, str] = {}
         self.lists = True
         # (name, what its folder holds) of every adapter that was ever loaded, and the model of each completion.

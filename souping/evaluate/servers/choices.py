@@ -214,7 +214,9 @@ class Server(ABC):
         folder = folder.absolute()
         if self.address is not None:
             try:
-                return self.load_into(self.address, folder, shape)
+                if shape is not None:
+                    return self.load_adapter(self.address, folder, shape)
+                return self.load_into(self.address, folder)
             except ServerError as error:
                 raise UserError(
                     f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
@@ -282,14 +284,22 @@ class Server(ABC):
         return []
 
     @abstractmethod
-    def load_into(
-        self, address: str, folder: Path, shape: AdapterShape | None = None
-    ) -> RunningServer:
-        """Make a server that somebody else runs at `address` serve the model in `folder`, or the adapter of this shape.
+    def load_into(self, address: str, folder: Path) -> RunningServer:
+        """Make a server that somebody else runs at `address` serve the model in `folder`.
 
         Raises:
             ServerError: it does not load the model.
         """
+
+    def load_adapter(self, address: str, folder: Path, shape: AdapterShape) -> RunningServer:
+        """Make a server that somebody else runs at `address` serve the adapter of this shape in `folder`.
+
+        It is called if `check_adapters` takes the shape.
+
+        Raises:
+            UserError: it does not load the adapter; the error says how the server has to be started.
+        """
+        raise NotImplementedError
 
 
 def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str]:
@@ -379,23 +389,13 @@ class VllmServer(Server):
                 "server=vllm takes adapters only where it runs already: set server.url, or merge.adapters=merge"
             )
 
-    def load_into(
-        self, address: str, folder: Path, shape: AdapterShape | None = None
-    ) -> RunningServer:
+    def load_into(self, address: str, folder: Path) -> RunningServer:
         """Let vLLM's workers reload their weights. Without its development mode, it has to serve this model already.
-
-        An adapter of this `shape` is loaded beside the base model, and `stop` unloads it.
 
         Raises:
             ServerError: it does not load the model.
-            UserError: it does not load the adapter.
         """
         url = f"{address}/v1"
-        if shape is not None:
-            adapter = self._load_adapter(address, folder, shape)
-            return RunningServer(
-                url=url, model=adapter, stop=partial(unload_adapter, address, adapter)
-            )
         try:
             info = post(f"{address}/server_info", timeout=60.0)
         except ServerError as error:
@@ -422,10 +422,10 @@ class VllmServer(Server):
             raise ServerError("it lists no model")
         return RunningServer(url=url, model=models[0].id)
 
-    def _load_adapter(self, address: str, folder: Path, shape: AdapterShape) -> str:
-        """Load an adapter, and return its name in the server (UserError: how the server has to be started)."""
+    def load_adapter(self, address: str, folder: Path, shape: AdapterShape) -> RunningServer:
+        """Load an adapter beside the base model; `stop` unloads it."""
         try:
-            return load_adapter(address, folder, shape.base, self.timeout)
+            name = load_adapter(address, folder, shape.base, self.timeout)
         except ServerError as error:
             rank = adapter_arguments(shape)["max_lora_rank"]
             fix = (
@@ -438,6 +438,8 @@ class VllmServer(Server):
             raise UserError(
                 f"server.url={self.url} cannot take the soup as an adapter: {error}", fix=fix
             ) from error
+        unload = partial(unload_adapter, address, name)
+        return RunningServer(url=f"{address}/v1", model=name, stop=unload)
 
 
 @component
@@ -476,9 +478,7 @@ class TransformersServer(Server):
     def flags(self) -> list[str]:
         return ["--dtype", self.dtype]
 
-    def load_into(
-        self, address: str, folder: Path, shape: AdapterShape | None = None
-    ) -> RunningServer:
+    def load_into(self, address: str, folder: Path) -> RunningServer:
         """Let the server load the model; `stop` then makes it unload all models.
 
         Raises:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ from souping.core.protocols import AdapterShape
 from souping.core.types import UserError
 from souping.evaluate.servers.adapters import is_abandoned
 from souping.evaluate.servers.choices import RunningServer, VllmServer
-from souping.evaluate.servers.server_process import LONGEST_ANSWER_BYTES, post
+from souping.evaluate.servers.server_process import post
 from tests.conftest import ROOT, Cli
 from tests.support.adapters import save_adapter
 from tests.support.evaluators import bfcl_place, bfcl_runner
-from tests.support.http import Handler, LoraServer, serving
+from tests.support.http import Answer, Handler, LoraServer, body, endless, raw, serving
 from tests.support.processes import wait_for
 
 Q0 = "model.layers.0.self_attn.q_proj"
-Answer = Callable[[Handler, Any], object]
 
 
 @pytest.fixture
@@ -258,23 +257,8 @@ def test_a_base_from_the_hub_may_be_served_by_its_name(
     assert "it serves org/other" in refusal(server, folder, shape)
 
 
-def raw(text: bytes) -> Answer:
-    return lambda handler, _: handler.wfile.write(text)
-
-
-def body(text: bytes, status: int = 200) -> Answer:
-    return lambda handler, _: handler.say(text, status)
-
-
 def elsewhere(handler: Handler, _: Any) -> None:
     handler.say(b"", 307, Location="http://127.0.0.1:9/elsewhere")
-
-
-def endless(handler: Handler, _: Any) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(LONGEST_ANSWER_BYTES // 65536 + 8):
-        handler.wfile.write(b"x" * 65536)
 
 
 def cut(handler: Handler, _: Any) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,6 @@ from souping.core.fields import component
 from souping.core.types import Missing, UserError, digest
 from souping.evaluate.servers.choices import TransformersServer, VllmServer
 from souping.evaluate.servers.server_process import (
-    LONGEST_ANSWER_BYTES,
     Process,
     ServerError,
     free_port,
@@ -32,7 +31,7 @@ from souping.evaluate.servers.server_process import (
     post,
 )
 from tests.conftest import ROOT
-from tests.support.http import FakeServer, Handler, serving
+from tests.support.http import Answer, FakeServer, Handler, body, endless, raw, serving
 from tests.support.live import completions, local_answers, started
 from tests.support.processes import gone, members, wait_for
 
@@ -93,28 +92,10 @@ def test_a_server_refuses_what_it_says_is_missing(server: Any, tmp_path: Path) -
     assert replace(server, python=str(there)).needs() == []
 
 
-Answer = Callable[[Handler, Any], object]
-
-
 @pytest.fixture
 def hostile() -> Iterator[FakeServer]:
     with serving() as server:
         yield server
-
-
-def raw(text: bytes) -> Answer:
-    return lambda handler, _: handler.wfile.write(text)
-
-
-def body(text: bytes, status: int = 200) -> Answer:
-    return lambda handler, _: handler.say(text, status)
-
-
-def endless(handler: Handler, _: Any) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(LONGEST_ANSWER_BYTES // 65536 + 8):
-        handler.wfile.write(b"x" * 65536)
 
 
 def trickle(handler: Handler, _: Any) -> None:
