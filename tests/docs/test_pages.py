@@ -50,6 +50,7 @@ LEFT_OUT = {
     "python -m venv ~/.cache/souping/bfcl": NETWORK,
     "~/.cache/souping/bfcl/bin/pip install": NETWORK,
     'pip install -e ".[serving]"': NETWORK,
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve BASE": "needs vLLM; tests/evaluate/engines/test_vllm.py runs it",
     "souping evaluator=bfcl evaluator.categories": "needs bfcl-eval; tests/evaluate/bfcl runs with it",
     # docs/large-runs.md
     "souping -m +experiment=bfcl hydra/sweeper=optuna": "needs an old Optuna; tests/cli/test_sweep.py runs with it",
