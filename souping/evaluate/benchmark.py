@@ -159,7 +159,7 @@ class EvaluatorBenchmark(BenchmarkItems):
     from_evaluator = True
 
     def brought_by(self, prompts: Prompts) -> BenchmarkItems:
-        """The evaluator's items with this choice of them; this benchmark, which has none, if it brings none."""
+        """The evaluator's items, chosen by these settings; this benchmark itself if the evaluator brings no items."""
         whole = prompts.benchmark
         if whole is None:
             return self
@@ -260,15 +260,18 @@ def _listed_item(entry: object, where: str) -> Item:
         raise UserError(
             f"{where}: an item is a souping.Item or a dict (id, category, prompt, answer), not {entry!r:.60}"
         )
-    # Scorers of the user's have their names in the configuration, which a list does not have.
+    # Only the configuration of a file names scorers of the user's.
     return _item(entry, where, scorers={})
 
 
 def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Item:
-    """The item of a row at `where` of a file; `scorers` are the user's, {name: scorer}. Its id may be empty."""
+    """The item of a row at `where` of a file; `scorers` are the user's, {name: scorer}.
+
+    Its id is empty if the row has none.
+    """
     # Two keys have other names as well.
     values: dict[str, Any] = {"prompt": row.get("messages"), "category": row.get("source"), **row}
-    # {required key: how messages call it, None for its own name}
+    # {required key: its name in error messages, None for the key itself}
     names = dict.fromkeys(REQUIRED)
     # A line for evaluator=loss has no prompt and no answer.
     if row.get("text") is not None:
@@ -369,7 +372,7 @@ def shares_of(setting: Mapping[str, float] | None) -> Mapping[Split, float]:
             raise UserError(f"benchmark.splits.{name}={share} must be above 0 and below 1")
     defaults = {split: share for split, share in SPLIT_SHARES.items() if split not in setting}
     remainder = 1 - sum(setting.values())
-    # The splits that are not named need a share too; three named ones have to be everything.
+    # Splits that are not named need at least 1 % together; three named ones make 1, apart from rounding.
     if (defaults and remainder < 0.01) or (not defaults and abs(remainder) > 1e-6):
         raise UserError(
             f"benchmark.splits: the shares add up to {sum(setting.values()):g}; all three make 1"
@@ -384,7 +387,7 @@ def shares_of(setting: Mapping[str, float] | None) -> Mapping[Split, float]:
 
 
 def assign(group: str, two: bool = False, shares: Mapping[Split, float] = SPLIT_SHARES) -> Split:
-    """The split of a group. With only `two` splits, search and test, search gets the share of select."""
+    """The split of a group. With only `two` splits, search and test, search also gets the share of select."""
     place = position(group)
     if place < shares["select"]:
         return "search" if two else "select"
@@ -400,7 +403,7 @@ def make_splits(
         UserError: a category has too few groups to stand in every split.
     """
     split_of = {item.group: assign(item.group, two, shares) for item in items}
-    # With two splits, published scores stand for the first one, select.
+    # With two splits there is no select: published scores take its place.
     needed = SPLITS[1:] if two else SPLITS
     members: dict[str, list[str]] = {}
     for item in items:
@@ -429,17 +432,19 @@ def limit_splits(splits: Splits, limit: int) -> Splits:
     """Splits of a dry run: at most `limit` items of each category in a split, and none of the test split of `splits`.
 
     The test is on items of the other two splits whose groups are used for neither selection nor search. A category
-    without such items is tested on those of the search. Under other shares, any of them may be test items: the store
-    remembers all as items on which something was chosen.
+    without such items is tested on those of the search.
+
+    A later run with other shares may have some of these items in its test split. The store remembers that something was
+    chosen on them.
     """
     select = first_items(splits.items["select"], limit)
     search = first_items(splits.items["search"], limit)
     taken = {item.group for item in [*select, *search]}
     others = [*splits.items["search"], *splits.items["select"]]
     test = [*first_items([item for item in others if item.group not in taken], limit)]
-    searched = {item.category for item in search} - {item.category for item in test}
-    test += [item for item in search if item.category in searched]
-    warning = f" (of {listed(sorted(searched))}: the very items of the search)" if searched else ""
+    untested = {item.category for item in search} - {item.category for item in test}
+    test += [item for item in search if item.category in untested]
+    warning = f" (of {listed(sorted(untested))}: the very items of the search)" if untested else ""
     note = (
         f"dry_run={limit}: a dry run on at most {limit} items of each category in a split; it tests on {len(test)} "
         f"items of the select and search splits{warning}; the test split stays closed and nothing is claimed"
@@ -472,6 +477,7 @@ def _fill(
             # A category with fewer groups than splits is refused later.
             if not counts[split] and len(groups) >= len(needed):
                 donor = max(needed, key=lambda name: counts[name])
+                # By the hash again, so that the order of the items does not matter.
                 moved = min((group for group in groups if split_of[group] == donor), key=position)
                 split_of[moved] = split
                 moves.append((category, donor, split))

@@ -77,6 +77,7 @@ def load_data_set(address: str) -> DataSet:
         builder.download_and_prepare()
         splits = builder.as_dataset()
         if not split:
+            # With several splits and no `test` among them, the error of `pick` below names them.
             split = "test" if "test" in splits or len(splits) > 1 else next(iter(splits))
         rows = tuple(splits[pick(split, splits, f"{key}: split")])
     except UserError:
@@ -101,6 +102,7 @@ def _commit(name: HubName) -> str:
     except UserError as error:
         if error.__cause__ is None or not unreachable(error.__cause__):
             raise error.at("benchmark.path") from error
+        # A pinned revision is a commit itself; the cache has a file with the commit of a branch or tag.
         if name.pinned:
             return name.revision
         if not name.ref.is_file():

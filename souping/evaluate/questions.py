@@ -28,8 +28,8 @@ PlacedRow = tuple[str, JsonObject]
 def file_rows(path: Path, columns: Mapping[str, str]) -> Iterator[PlacedRow]:
     """Rows of a file with the keys of items; `columns` as for `keyed_rows`.
 
-    Rows of a JSON Lines file without `columns` stay as they are written: stores hold answers and looks by the content
-    of these items.
+    Rows of a JSON Lines file without `columns` stay exactly as they are written, because the store finds answers by
+    the content of their items.
     """
     if path.suffix.lower() in (".csv", ".parquet"):
         return keyed_rows(numbered_rows(path, table_rows(path)), columns)
@@ -44,7 +44,7 @@ def numbered_rows(name: object, rows: Iterable[JsonObject]) -> Iterator[PlacedRo
 
 
 def line_rows(path: Path) -> Iterator[PlacedRow]:
-    """The objects in the lines of a JSON Lines file (UserError: a line is none)."""
+    """The objects in the lines of a JSON Lines file (UserError: a line is not a JSON object)."""
     text = text_of(path).removeprefix("\ufeff")  # and no splitlines: JSON may hold U+2028
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -71,7 +71,7 @@ def _object(line: str, where: str) -> JsonObject:
 def keyed_rows(rows: Iterable[PlacedRow], columns: Mapping[str, str]) -> Iterator[PlacedRow]:
     """Rows of a table with the keys and values of items; `columns` are {key: column}, and no other column is read.
 
-    Without `columns`, every column has its own name.
+    Without `columns`, every column is read under its own name.
 
     Raises:
         UserError: no row has one of the columns, or a value is not JSON.
@@ -92,7 +92,10 @@ def keyed_rows(rows: Iterable[PlacedRow], columns: Mapping[str, str]) -> Iterato
 
 
 def _value(key: str, value: Json) -> Json:
-    """The value of an item's key: a number as the text of an answer, and JSON as the list of objects that it holds."""
+    """The value of an item's key. An answer that is a number becomes its text.
+
+    For the keys of `OBJECTS`, a text that is a JSON list of objects becomes this list.
+    """
     if key == "answer" and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if key not in OBJECTS or not isinstance(value, str) or not value.lstrip().startswith("["):
@@ -108,7 +111,7 @@ def _value(key: str, value: Json) -> Json:
 
 
 def _without_nulls(value: Any, where: str) -> Json:
-    """A value without the keys of objects that are null; NaN is null (UserError: it is not JSON, as a date)."""
+    """A value without the keys of objects that are null; NaN is null (UserError: it is not JSON, such as a date)."""
     if isinstance(value, Mapping):
         kept = dict[str, Json]()
         for key, inner in value.items():

@@ -78,22 +78,25 @@ class Passage:
         A model reads at most `limit` tokens of a window, all but the last. The first window scores what fits after
         `before`; if that is less than half of the limit, `before` loses its beginning. Each later one scores `stride`
         tokens more (default: the limit) after as many of the tokens before them as fit.
+
+        For `before` b, `scored` 1 to 9, limit 4 and stride 2, the windows are b1234 (scored: 1234), 23456 (56),
+        45678 (78) and 56789 (9).
         """
         tokens = [*self.before, *self.scored]
         limit = limit or len(tokens)
         # Tokens up to here are scored, or need no score.
         scored_end = len(self.before)
+        # A window may have a token more than the limit, as its last token is not read. At least one token is scored,
+        # also if the limit is 1.
+        count = max(limit + 1 - scored_end, limit // 2, 1)
         windows = list[tuple[list[int], int]]()
         while scored_end < len(tokens):
-            if windows:
-                count = stride or limit
-            else:
-                # A window may have a token more than the limit, as its last token is not read.
-                count = max(limit + 1 - scored_end, limit // 2, 1)
-            end = min(len(tokens), scored_end + min(count, limit))
+            end = min(len(tokens), scored_end + count)
             begin = max(0, end - 1 - limit)
             windows.append((tokens[begin:end], end - scored_end))
             scored_end = end
+            # All later windows. None can score more tokens than the model reads.
+            count = min(stride or limit, limit)
         return windows
 
 
@@ -183,14 +186,14 @@ def answer_room(prompt: Sequence[int], max_new: int | None, limit: int | None) -
         return DEFAULT_NEW_TOKENS if max_new is None else max_new, ""
     if max_new is not None:
         return min(max_new, limit - len(prompt)), ""
-    # Rounded, as many prompts may come near the limit.
+    # Rounded, because 1,024 tokens bring many prompts near the limit, and equal numbers share a batch.
     return min(DEFAULT_NEW_TOKENS, left_by(limit, len(prompt))), ""
 
 
 def left_by(limit: int, prompt: int) -> int:
-    """Number of tokens that a context of `limit` leaves for the answer to a prompt, rounded down to four binary digits.
+    """Number of tokens that a context of `limit` leaves for the answer to a `prompt` of this many tokens.
 
-    Prompts of similar length then leave the same number, and fit into one batch.
+    It is rounded down to four binary digits, so that prompts of similar length leave the same number.
     """
     free = max(0, limit - prompt)
     step = 1 << max(0, free.bit_length() - 4)

@@ -155,8 +155,8 @@ def _answers(
 ) -> list[Answer]:
     """The answers that one worker generates, in the items' order; `repeat` counts the answers to an item.
 
-    A prompt that leaves less room than `max_new_tokens` is a batch of its own; without that setting, prompts that leave
-    the same room share a batch.
+    A prompt that leaves less room than `max_new_tokens` is a batch of its own, as few others have exactly its length.
+    Without that setting, prompts that leave the same (rounded) room share a batch.
     """
     import torch
 
@@ -207,7 +207,7 @@ def _generate(
         attention_mask=mask.to(device),
         generation_config=neutral_config(module, settings.decoding, pad, ends, max_new, stop),
         logits_processor=sampling_processor(settings.decoding, seeds, start),
-        **({"tokenizer": tokenizer} if stop else {}),
+        tokenizer=tokenizer,
     )
     return [
         answer_of(tokenizer, stop, prompt, row, ends, pad, max_new)
@@ -216,7 +216,7 @@ def _generate(
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token ids [N, T], mask [N, T]) of prompts, padded on the left, so that the answers begin in one column."""
+    """(token ids [N, T], mask [N, T]) of prompts, padded on the left: all answers then begin in the same column."""
     import torch
 
     width = max(map(len, prompts))
@@ -400,7 +400,7 @@ def _kernels(config: PreTrainedConfig) -> Iterator[str]:
 def check_reads_text(folder: Path) -> None:
     """Refuse a vision-language or speech model that transformers does not load as a model of texts alone (UserError).
 
-    Code that a model brings (`auto_map`) is not asked.
+    A model that brings its own code (`auto_map`) is let through: only that code knows what it reads.
     """
     config = read_model_config(folder)
     parts = {"vision_config", "audio_config"} & config.keys()
@@ -421,7 +421,7 @@ def check_reads_text(folder: Path) -> None:
 
 
 def _load_error(error: Exception) -> str:
-    """The reason that an error of transformers gives; if it asks for trust_remote_code, with our name of this key."""
+    """The reason that an error of transformers gives, with our key if the error asks for trust_remote_code."""
     hint = (
         "; evaluator.trust_remote_code=true if you trust it"
         if "trust_remote_code" in str(error)

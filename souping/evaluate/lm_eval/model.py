@@ -224,7 +224,7 @@ def _output(loaded: Loaded, sample: Mapping[str, Any]) -> str:
 
 
 class PromptText(str):
-    """Prompt that knows its request, through all code of the harness that passes it on as a text.
+    """Prompt that keeps its request while the harness passes it on as a text.
 
     `number` counts the prompts of one request, from 0 on: a task may repeat a request.
     """
@@ -272,6 +272,7 @@ def harness_model(
     model.repeat = repeat
     model.answers = {}
     model.eos_token_ids = served.eos_token_ids
+    # If no ingredient defines end tokens, answers end at the tokenizer's.
     if not served.eos_token_ids and model.eot_token_id is not None:
         model.eos_token_ids = (int(model.eot_token_id),)
     # A text names one of the tokenizer's several templates.
@@ -299,7 +300,7 @@ class HarnessModel(Base):  # type: ignore[misc]
     answers: dict[tuple[str, int], list[Answer]]
     repeat: int
     eos_token_ids: Sequence[int]
-    # Prompts of the present batch, and their token ids before they were cut.
+    # Prompts of the present batch, and their token ids before any cut: from `tok_batch_encode` for `_model_generate`.
     _prompts: Sequence[PromptText] = ()
     _ids: Sequence[Sequence[int]] = ()
     # Requests for the likelihood of a continuation that are being answered.
@@ -333,7 +334,8 @@ class HarnessModel(Base):  # type: ignore[misc]
         """Like HFLM's; also notes whether a prompt is longer than the context. Each request is (texts, token ids of the
         context, token ids of the continuation).
         """
-        # Without `_scored` these are windows of a rolling likelihood, which are never cut.
+        # Without `_scored` these are windows of a rolling likelihood, which are never cut. Otherwise HFLM has encoded
+        # the requests of `_scored` in their order.
         if self._scored is not None:
             for request, (_, context, continuation) in zip(self._scored, requests, strict=True):
                 length = len(context)
@@ -357,6 +359,7 @@ class HarnessModel(Base):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Like HFLM's, on requests with a `PromptText` as prompt, and only the settings of how answers end."""
+        # The harness repeats a request by listing the same object several times.
         counts = Counter[int]()
         prompts = []
         for request in requests:
@@ -376,16 +379,18 @@ class HarnessModel(Base):  # type: ignore[misc]
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [R, T] and mask as HFLM makes them, of prompts that may be cut on the left to `left_truncate_len`.
+        """Token ids [R, T] and mask of the prompts of a batch, as HFLM makes them.
 
-        Also keeps the prompts and their token ids before the cut.
+        HFLM calls this for each batch just before `_model_generate`, which needs the prompts and their lengths before
+        any cut. So the prompts are first encoded whole and noted. Only then are they cut: by the tokenizer if
+        `truncation` is set, and here to the last `left_truncate_len` tokens.
         """
         texts = [str(string) for string in strings]
         ids, mask = super().tok_batch_encode(texts, padding_side)
         self._prompts = [string for string in strings if isinstance(string, PromptText)]
         self._ids = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
         if truncation:
-            ids, mask = super().tok_batch_encode(texts, padding_side, None, truncation)
+            ids, mask = super().tok_batch_encode(texts, padding_side, truncation=truncation)
         # The module needs a token, even if no prompt has one.
         if not ids.shape[1]:
             ids = ids.new_full((len(ids), 1), self.tokenizer.pad_token_id)
@@ -450,9 +455,9 @@ class HarnessModel(Base):  # type: ignore[misc]
         return rows
 
     def _ending(self, row: int, answer: Answer) -> Answer:
-        """The answer to the prompt in a row of the batch without its text, which the harness makes.
+        """The `answer` to the prompt in a row of the batch, as truncated if the prompt was cut.
 
-        A prompt that was cut counts as truncated.
+        It has no text, because the harness makes its own from the token ids.
         """
         if not self._ids[row]:
             return Answer.none([], EMPTY)

@@ -59,7 +59,7 @@ LONE_LETTER = re.compile(
 MATHEMATICS = re.compile(r"^[^\\$]*[A-Za-z]{2,}\s+[A-Za-z]{2,}[^\\$]*$|\$|\\boxed")
 """An answer that is a sentence or marks its mathematics itself; any other is an expression as it stands."""
 EXPRESSION_TIMEOUT_S = 5
-"""Time that reading or comparing an expression may take; what takes longer counts as unequal."""
+"""Seconds that reading or comparing an expression may take; what takes longer counts as unequal."""
 
 Known = Mapping[tuple[str, str, str], float]
 """{(answer digest of the item, digest of its scorer, output): score} of outputs that were scored before"""
@@ -134,7 +134,7 @@ def _check_texts(item: Item) -> None:
 
 
 def _refused(item: Item, form: str) -> UserError:
-    """The error for an answer that has not the form which the item's scorer needs."""
+    """The error for an answer that does not have the `form` that the item's scorer needs."""
     return UserError(f"item {item.id}: a `{item.scorer}` answer is {form}, not {item.answer!r:.60}")
 
 
@@ -282,17 +282,16 @@ def last_number(text: str) -> float | None:
     return _finite(number)
 
 
-def _equal(item: Item, output: str) -> float:
+def _mathematics(item: Item, output: str) -> float:
     """1.0 if the last expression in the output (in a box, in LaTeX, or plain) equals one of the answers, else 0.0."""
     _check_library()
     from math_verify import verify
 
     expressions = list(_expressions(output))
-    limit = EXPRESSION_TIMEOUT_S if _in_main_thread() else None
     try:
         return float(
             any(
-                verify(list(gold), expressions, timeout_seconds=limit)
+                verify(list(gold), expressions, timeout_seconds=_time_limit())
                 for gold in _answer_expressions(item)
             )
         )
@@ -323,17 +322,17 @@ def _expressions(text: str) -> tuple[object, ...]:
     for name in ("math_verify", "math_verify.parser", "math_verify.grader", "math_verify.utils"):
         # They warn of missing time limits and of every unusual output.
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    limit = EXPRESSION_TIMEOUT_S if _in_main_thread() else None
     try:
         # The last expression counts, so the end of a long output is enough.
-        return tuple(parse(text[-20_000:], parsing_timeout=limit))
+        return tuple(parse(text[-20_000:], parsing_timeout=_time_limit()))
     except Exception:  # an output may be anything
         return ()
 
 
-def _in_main_thread() -> bool:
-    """Whether this is the main thread, the only one in which Python can set the alarms of a time limit."""
-    return threading.current_thread() is threading.main_thread()
+def _time_limit() -> int | None:
+    """Seconds for math-verify. None, no limit, outside the main thread: only there can Python set an alarm."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return EXPRESSION_TIMEOUT_S if in_main_thread else None
 
 
 def _check_library() -> None:
@@ -356,7 +355,7 @@ SCORERS: dict[str, Scorer] = {
     "regex": Scorer(_matches, _check_pattern),
     "choice": Scorer(_choice, _check_choice),
     "f1": Scorer(_f1, _check_texts),
-    "math": Scorer(_equal, _check_mathematics),
+    "math": Scorer(_mathematics, _check_mathematics),
     "call": Scorer(calls.score_calls, calls.check_call_item),
     TEXT: Scorer(_unanswerable, lambda _: None),
 }

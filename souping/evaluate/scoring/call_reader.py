@@ -69,7 +69,7 @@ def _parse(source: str, language: str) -> Node:
     code = f"{source}\n;".encode()
     checks = count(1)
     parser = Parser(_grammar(language))
-    # Only a parser that reads through a function can be stopped.
+    # Only a parser that reads through a function can be stopped; it then raises a ValueError.
     parser.parse(
         lambda offset, point: code[offset:],
         progress_callback=lambda offset, has_error: next(checks) > MOST_CHECKS,
@@ -105,6 +105,7 @@ def read_call(source: str, language: str) -> tuple[str, dict[str, Literal], tupl
         if name in named:
             raise ValueError(f"argument {name} is given twice")
         named[name] = _literal(value)
+        # Java's values are compared as BFCL writes them out.
         if language == "java" and named[name].kind != "string":
             named[name] = replace(named[name], text=_joined(value))
     return _name(call), named, tuple(positional)
@@ -207,7 +208,7 @@ def _collection(node: Node, text: str) -> Literal | None:
 
 def _factory_collection(name: str, values: Sequence[Literal], text: str) -> Literal | None:
     """What a call such as `List.of(...)` or `Map.of(...)` makes of its arguments; None for any other function."""
-    # Its arguments are key, value, key, value and so on. Keys become texts, as in JSON.
+    # The arguments of `Map.of` are key, value, key, value and so on. Keys become texts, as in JSON.
     if name == "Map.of" and len(values) % 2 == 0:
         pairs = zip(values[::2], values[1::2], strict=True)
         return Literal("dict", {str(key.value): value for key, value in pairs}, text)
@@ -283,7 +284,7 @@ def unescape(text: str) -> str:
 def number(text: str) -> Literal | None:
     """A number as a literal of the kind that its spelling says (3, 3L, 3n, 3.5, 3.5f); None for any other text.
 
-    A sign may stand before it. More than some 300 digits are no number, so that garbage takes little time.
+    A sign may stand before it. More than about 300 digits do not count as a number, so that garbage takes little time.
     """
     match = re.fullmatch(r"([+-]?)\s*(\d[\d_]{0,300})([lLn]?)", text)
     if match:
@@ -306,17 +307,17 @@ def pieces(text: str) -> list[str]:
     hidden = QUOTED.sub(lambda match: "_" * len(match[0]), text)
     # The first piece begins at place 0, as if there were a separator before it.
     separators = [-1]
-    depth = 0
+    open_brackets = 0
     for place, sign in enumerate(hidden):
         if sign in "([{":
-            depth += 1
+            open_brackets += 1
         elif sign in ")]}":
-            depth -= 1
-        elif sign in ",;\n" and depth == 0:
+            open_brackets -= 1
+        elif sign in ",;\n" and open_brackets == 0:
             separators.append(place)
     spans = pairwise([*separators, len(text)])
-    pieces = [text[before + 1 : after].strip() for before, after in spans]
-    return [piece for piece in pieces if piece]
+    calls = [text[before + 1 : after].strip() for before, after in spans]
+    return [call for call in calls if call]
 
 
 def closed(text: str) -> str:

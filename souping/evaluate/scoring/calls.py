@@ -25,7 +25,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from souping.core.fields import pick
@@ -201,11 +201,12 @@ def _unary(node: ast.UnaryOp) -> Value:
 def _binary(node: ast.BinOp) -> Value:
     """The value of arithmetic on numbers, or of `+` between two texts or lists; Unparsable for others.
 
-    BFCL evaluates these too. A power is bounded, as it could take forever.
+    BFCL evaluates these too.
     """
     left = _value(node.left)
     right = _value(node.right)
     if _are_numbers(left, right):
+        # A larger power could take forever.
         small = not isinstance(node.op, ast.Pow) or (abs(right) <= 64 and abs(left) <= 10**6)  # type: ignore[arg-type]
         if small and type(node.op) in _ARITHMETIC:
             result: Value = _ARITHMETIC[type(node.op)](left, right)
@@ -328,7 +329,7 @@ def _allowed_values(arguments: Mapping[str, Value]) -> dict[str, list[Value]]:
 
 
 def _allow(value: Value) -> Value:
-    """A plain value in the form of BFCL's allowed values: each key of an object has a list of allowed values."""
+    """A plain value as an option of BFCL's, where each key of an object has a list of allowed values."""
     if isinstance(value, dict):
         return {key: [_allow(inner)] for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -337,13 +338,14 @@ def _allow(value: Value) -> Value:
 
 
 def _documented(call: ExpectedCall, docs: Mapping[str, Schema], language: str) -> ExpectedCall:
-    """An expected call with what the docs, {function: schema of its parameters}, say on its arguments."""
+    """An expected call with what the docs, {function: schema of its parameters}, say about its arguments."""
     if not docs:
         return call
     parameters = docs[call.name]
     kinds = {name: kind_of(schema, language) for name, schema in parameters["properties"].items()}
+    required = tuple(parameters.get("required", ()))
     # With docs BFCL's rules hold, which ignore positional values.
-    return ExpectedCall(call.name, call.allowed, (), kinds, tuple(parameters.get("required", ())))
+    return replace(call, positional=(), kinds=kinds, required=required)
 
 
 def _matched(calls: Sequence[Call], expected: Sequence[ExpectedCall], language: str) -> bool:
@@ -469,17 +471,11 @@ def kind_of(schema: Schema, language: str) -> Kind:
     if name not in PARAMETER_TYPES[language]:
         raise ValueError(f"type {name!r} is not known in the item's language, {language}")
     items = schema.get("items")
-    nested = (
-        name in ("array", "tuple", "Array", "ArrayList")
-        and isinstance(items, Mapping)
-        and "type" in items
-    )
-    return Kind(
-        name,
-        PARAMETER_TYPES[language][name],
-        language,
-        kind_of(items, language) if nested and items else None,
-    )
+    inner = None
+    has_elements = name in ("array", "tuple", "Array", "ArrayList")
+    if has_elements and isinstance(items, Mapping) and "type" in items:
+        inner = kind_of(items, language)
+    return Kind(name, PARAMETER_TYPES[language][name], language, inner)
 
 
 def plain_value(value: Value) -> Value:
@@ -560,7 +556,7 @@ def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> 
         value = list(value)
     # "" only says that the argument may be left out.
     first_type = next((type(option) for option in allowed if option != ""), None)
-    # A variable in place of a value: BFCL compares it exactly.
+    # The value can only be right as a variable, which BFCL compares exactly.
     if type(value) is not kind.type:
         return type(value) is first_type and any(_equal(value, option) for option in allowed)
     if not _elements_fit(value, allowed, kind):
@@ -573,14 +569,13 @@ def agrees(value: Value, allowed: Sequence[Value], kind: Kind | None = None) -> 
 def _elements_fit(value: Value, allowed: Sequence[Value], kind: Kind) -> bool:
     """Whether a list's elements have the documented type, or the type of the first element of one of the allowed lists.
 
-    Like BFCL, this checks one level of nesting.
+    Like BFCL, this checks one level of nesting. Any value that is not a list passes.
     """
-    if kind.type is not list or kind.inner is None:
+    if not isinstance(value, list) or kind.inner is None:
         return True
     for option in allowed:
-        # As in BFCL, an option that is not a list, such as a variable's name, allows any elements. A value that is not
-        # a list is compared by the caller.
-        if not isinstance(option, list) or not isinstance(value, list):
+        # As in BFCL, an option that is not a list, such as a variable's name, allows any elements.
+        if not isinstance(option, list):
             return True
         types = {kind.inner.type, *(type(element) for element in option[:1])}
         if all(type(element) in types for element in value):
@@ -600,7 +595,7 @@ def _same(value: Value, option: Value, strict: bool = False) -> bool:
     if isinstance(value, str) and isinstance(option, str):
         return standardise(value) == standardise(option)
     if isinstance(value, list | tuple):
-        # A list may be left out if "" is allowed, so an empty one is right too.
+        # "" allows to leave the list out, so an empty list is right too.
         if option == "":
             return not value
         if not isinstance(option, list | tuple) or len(value) != len(option):

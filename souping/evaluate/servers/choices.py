@@ -78,8 +78,10 @@ class CurrentServer:
     def swap(
         self, folder: Path, server: Server, shape: AdapterShape | None = None
     ) -> RunningServer:
-        """A running server of the model, or of the adapter of this shape, in `folder`, by these settings. A server of
-        another model is stopped first."""
+        """A running server, by these settings, of the model in `folder`; with a `shape`, of the adapter there.
+
+        A server of another model is stopped first.
+        """
         if self._server is None or folder != self._folder:
             self.stop()
             self._server = server.start(folder, folder.name, shape)
@@ -176,15 +178,15 @@ class Server(ABC):
 
     def needs(self) -> list[Missing]:
         """The packages that the interpreter lacks, or the server at `url` if it does not answer."""
-        problem = f"server.python={self.interpreter} cannot be run"
         try:
             if self.address is not None:
-                problem = f"server.url={self.url} does not answer"
                 models_at(self.address)
                 return []
             absent = absent_packages(self.interpreter, self.packages)
-        except (ServerError, OSError, subprocess.SubprocessError) as error:
-            return [Missing(what=f"{problem}: {error}")]
+        except ServerError as error:
+            return [Missing(what=f"server.url={self.url} does not answer: {error}")]
+        except (OSError, subprocess.SubprocessError) as error:
+            return [Missing(what=f"server.python={self.interpreter} cannot be run: {error}")]
         if not absent:
             return []
         place = f"server={self.kind}"
@@ -213,15 +215,7 @@ class Server(ABC):
             raise missing.error()
         folder = folder.absolute()
         if self.address is not None:
-            try:
-                if shape is not None:
-                    return self.load_adapter(self.address, folder, shape)
-                return self.load_into(self.address, folder)
-            except ServerError as error:
-                raise UserError(
-                    f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
-                    f"start it {self.how_to_start}, or leave server.url out"
-                ) from error
+            return self._at_url(self.address, folder, name, shape)
         port = free_port()
         logs = Path(tempfile.mkdtemp(prefix="souping-server-"))
         log_name = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:80] or "server"
@@ -247,6 +241,20 @@ class Server(ABC):
             url=f"http://{HOST}:{port}/v1", model=model, process=process, stop=stop
         )
 
+    def _at_url(
+        self, address: str, folder: Path, name: str, shape: AdapterShape | None
+    ) -> RunningServer:
+        """The server that somebody else runs at `address`, with the model or adapter loaded (UserError if it fails)."""
+        try:
+            if shape is not None:
+                return self.load_adapter(address, folder, shape)
+            return self.load_into(address, folder)
+        except ServerError as error:
+            raise UserError(
+                f"server.url={self.url} cannot serve {name} ({folder}): {error}\n"
+                f"start it {self.how_to_start}, or leave server.url out"
+            ) from error
+
     def _wait(self, folder: Path, name: str, address: str, process: Process) -> str:
         """Wait until the server at `address` lists the model, and return the id under which it does.
 
@@ -267,6 +275,7 @@ class Server(ABC):
             if now - logged > LOG_EVERY:
                 logged = now
                 log.info(f"{self.title} loads {name}: {now - start:.0f} s")
+            # Often at first, as a small model loads fast; later once a second.
             time.sleep(min(1.0, 0.1 + (now - start) / 10))
         raise UserError(
             f"{self.title} cannot serve {name}: {process.reason()}\nits log: {process.log}"
@@ -321,7 +330,7 @@ def option_words(options: JsonObject, without: Collection[str] = ()) -> list[str
 
 @lru_cache(maxsize=16)
 def absent_packages(interpreter: str, packages: Names) -> list[str]:
-    """The packages that an interpreter lacks.
+    """The packages that an interpreter lacks, found by running it.
 
     Raises:
         OSError, subprocess.SubprocessError: the interpreter cannot be run.
