@@ -166,7 +166,9 @@ class EvaluatorBenchmark(BenchmarkItems):
         return PartOfBenchmark(whole=whole, choice=self, splits=self.splits)
 
     def outline(self, prompts: Prompts) -> Items:
-        return first_items(prompts.outline(), self.limit)
+        # Unlike `included_items`, this refuses no name: an outline may lack a category that the items have.
+        included = [item for item in prompts.outline() if item.category not in self.exclude]
+        return first_items(included, self.limit)
 
     def items(self) -> Items:
         # Only called if the evaluator has no items of its own.

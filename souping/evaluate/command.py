@@ -229,12 +229,13 @@ class CommandEvaluator(Evaluator):
         return ""
 
     def _collect(self, attempt: Path, items: Sequence[Item]) -> tuple[dict[str, Record], str]:
-        """({item id: record} of these items from an attempt's log, what the log lacks or why it cannot be read).
+        """({item id: record} of these items from an attempt's log, a problem: what it lacks, or why it cannot be read).
 
-        The second is empty if the log has all items.
+        The problem is empty if the log has all items.
         """
         try:
             requested = _requested(attempt)
+            # With `lower=None`, scores may be in any range: `records_by_item` checks them.
             log, *further = read_logs(_whole_lines(attempt, log_in(attempt / "out")), lower=None)
         except (UserError, OSError, ValueError) as error:
             return {}, f"left no log that can be read: {first_line(error)}"

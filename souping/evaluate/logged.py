@@ -43,7 +43,7 @@ def records_by_item(
     for metric in metrics.values():
         _check_direction(log, metric, higher_is_better, list(metrics.values()))
         for answer in metric.answers:
-            # An answer without a score has NaN, which is never larger.
+            # Outside 0 to 1, apart from rounding. An answer without a score has NaN, which is never larger.
             if abs(answer.score - 0.5) > 0.5 + SCORE_ROUNDING:
                 what = f"item {answer.item!r:.60}: score {answer.score:g}"
                 raise UserError(f"{log.path}: {what} must be a fraction of 1\n{fix}")

@@ -139,9 +139,6 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     """
     prompt = prompt_text(tokenizer, item)
     answer = scored_text(item)
-    begin = tokenizer.bos_token_id
-    if begin is None:
-        begin = tokenizer.eos_token_id
     tokens = encode(tokenizer, prompt)
     # Number of tokens before the first one that is scored.
     shared = 0
@@ -154,6 +151,9 @@ def passage(tokenizer: PreTrainedTokenizerBase, item: Item) -> Passage:
     # A chat prompt begins as its template says, so no BOS token is added.
     if not isinstance(item.prompt, str) and shared:
         return Passage(before=tuple(tokens[:shared]), scored=tuple(tokens[shared:]))
+    begin = tokenizer.bos_token_id
+    if begin is None:
+        begin = tokenizer.eos_token_id
     if begin is None:
         raise UserError(
             f"item {item.id}: the tokenizer has no BOS or EOS token, which the first token follows"

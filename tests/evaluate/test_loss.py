@@ -88,6 +88,16 @@ def test_windows_score_every_token_once(
     assert [token for own, count in made for token in own[-count:]] == list(tokens[before:])
 
 
+def test_windows_are_those_of_the_docstring() -> None:
+    made = Passage(before=(0,), scored=tuple(range(1, 10))).windows(4, 2)
+    assert made == [
+        ([0, 1, 2, 3, 4], 4),
+        ([2, 3, 4, 5, 6], 2),
+        ([4, 5, 6, 7, 8], 2),
+        ([5, 6, 7, 8, 9], 1),
+    ]
+
+
 @pytest.mark.slow
 def test_long_texts_agree_with_lm_eval(model: Any) -> None:
     pytest.importorskip("lm_eval")

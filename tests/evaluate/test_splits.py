@@ -323,7 +323,7 @@ def test_the_evaluators_items_have_the_name_that_was_chosen() -> None:
     assert [item.id for item in brought.items()] == [make_items(2)[2].id]
     assert replace(choice, name="mine").brought_by(Own()).title == "mine"
     assert choice.brought_by(Prompts()) is choice
-    assert [item.id for item in choice.outline(Own())] == ["w/0", "x/0"]
+    assert [item.id for item in choice.outline(Own())] == ["x/0"]
     assert choice.outline(Prompts()) == ()
     assert choice.from_evaluator
     assert not brought.from_evaluator

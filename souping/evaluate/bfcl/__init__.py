@@ -266,8 +266,10 @@ class BfclEvaluator(Evaluator):
             "request": dict(self.server.request),
         }
         with tempfile.TemporaryDirectory(prefix="souping-bfcl-") as root:
+            # This copy, from `for_recipe`, has no other handler.
             handler = self.handlers[OTHER_MODELS]
             run_bfcl_eval(self.environment, Path(root), handler, ids, request)
+            # As bfcl-eval names its folders.
             name = handler.replace("/", "_")
             scored = records(Path(root, "result", name), Path(root, "score", name), items)
         reason = failure(scored)
@@ -443,7 +445,7 @@ def registered(package: Path) -> list[str]:
 
 
 TOO_LONG = "does not fit the context"
-"""In the message of the runner on a prompt that is too long."""
+"""Words of the runner's message on a prompt that is too long."""
 
 
 def records(results: Path, scores: Path, items: Sequence[Item]) -> list[Record]:
@@ -497,8 +499,9 @@ def _record(item: Item, row: LogRow, right: bool) -> Record:
 
 
 def failure(records: Sequence[Record]) -> str | None:
-    """The error that stops a run: a reason why no item has an answer. None if an item has one, or if all prompts are
-    too long.
+    """The reason of the first unanswered item if no item has an answer, which stops the run; else None.
+
+    Items whose prompts are too long give no such reason: a run of these alone goes on.
     """
     unanswered = [record.output for record in records if record.outcome == "unanswered"]
     reasons = [output.removeprefix(FAILED) for output in unanswered if TOO_LONG not in output]

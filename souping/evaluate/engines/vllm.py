@@ -244,8 +244,8 @@ class VllmEngine(Engine):
             self._reload(model, machine)
         engine = self._checked(model)
 
-        # A new engine that will take weights in place is tried with half of them: a tensor that it never takes keeps
-        # the values that it was started with.
+        # A new engine that will take weights in place is tried with all of them halved: a tensor that it never takes
+        # keeps the values that it was started with, and fails the check. Then this model is loaded again.
         in_place = adapter is None and engine.in_place and state.in_place and state.in_chunks
         if in_place and engine is not engine_before and (half := model.half):
             if self._load_chunks(half, machine):
@@ -307,7 +307,7 @@ class VllmEngine(Engine):
     def _start(
         self, folder: Path, machine: MachineSettings, shape: AdapterShape | None = None
     ) -> Vllm:
-        """Start an engine of the model in `folder`, with a shape for adapters to it; a running engine is closed."""
+        """Start an engine of the model in `folder`, with a `shape` also for adapters to it. A running one is closed."""
         state = self.running
         state.close()
         engine = Vllm(folder, llm_arguments(folder, self, machine, shape))
@@ -345,7 +345,7 @@ def _answer(
     tokens: list[int],
     finish_reason: str,
 ) -> Answer:
-    """The answer that `tokens` are; `finish_reason` is vLLM's. Its text ends before an end token or a stop text."""
+    """The answer of these `tokens`; `finish_reason` is vLLM's. Its text ends before an end token or a stop text."""
     ended = bool(tokens) and tokens[-1] in model.eos_token_ids
     text_tokens = tokens[:-1] if ended else tokens
     text = str(model.tokenizer.decode(text_tokens, skip_special_tokens=True))
@@ -371,7 +371,7 @@ ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def adapter_arguments(shape: AdapterShape) -> JsonObject:
-    """The keyword arguments of `vllm.LLM` for adapters of this shape, one at a time (UserError: it takes none such)."""
+    """The keyword arguments of `vllm.LLM` for adapters of this shape, one at a time (UserError: vLLM refuses it)."""
     if shape.settings:
         raise UserError(
             f"vLLM serves no adapters with {listed(shape.settings)}: set merge.adapters=merge"
@@ -393,7 +393,7 @@ def adapter_arguments(shape: AdapterShape) -> JsonObject:
 def llm_arguments(
     folder: Path, engine: VllmEngine, machine: MachineSettings, shape: AdapterShape | None = None
 ) -> JsonObject:
-    """The keyword arguments of `vllm.LLM` for the model in `folder`; with a shape, for adapters to it."""
+    """The keyword arguments of `vllm.LLM` for the model in `folder`; with a `shape`, also for adapters to it."""
     return {
         **engine.arguments,
         **ENGINE_FIXED,
@@ -604,7 +604,7 @@ class Vllm:
                 inputs, sampling, use_tqdm=False, lora_request=self._adapter
             )
         except Exception as error:
-            # Of vLLM's own classes are those of processes that ended, as without a kernel for the model's head size.
+            # vLLM raises its own classes if a process ended, for example without a kernel for the model's head size.
             if not type(error).__module__.startswith("vllm."):
                 raise
             raise UserError(

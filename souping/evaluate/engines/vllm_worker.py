@@ -48,6 +48,7 @@ class SoupWorker:
                 memory, dtype=getattr(torch, dtype), count=math.prod(shape), offset=offset
             )
             weights.append((name, flat.view(shape)))
+        # Models with multi-token prediction refuse weights that are not complete, as those of a chunk.
         with disable_mtp_completeness_check():
             self.model_runner.get_model().load_weights(weights)
 

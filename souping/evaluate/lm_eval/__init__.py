@@ -90,8 +90,8 @@ class HarnessBenchmark(BenchmarkItems):
 class HarnessItem(Item):
     """Document of a task, with the digests that `Item` computes given as fields.
 
-    Some tasks show the choices alone, so the document is part of its `prompt_digest`; `answer_digest` covers the task's
-    settings and the few-shot examples. The metric is among them, so `scorer_digest` is empty.
+    `prompt_digest` covers the document too, as the prompts of some tasks are the choices alone. `answer_digest` covers
+    the task's settings and the few-shot examples. The metric is among them, so `scorer_digest` is empty.
     """
 
     prompt_digest: str = field()
@@ -159,7 +159,7 @@ class HarnessScoring(Scoring):
         return any(task.metric.kind != "mean" for task in self.evaluator.loaded.values())
 
     def item_scores(self, items: Sequence[Item], records: Sequence[Sequence[Record]]) -> FloatArray:
-        """[I] values whose mean over a category's items is its score: influence values of a corpus metric.
+        """[I] values whose mean over a category's items is its score: for a corpus metric, influence pseudo-values.
 
         Raises:
             UserError: a category holds items of a corpus metric together with others.

@@ -103,6 +103,7 @@ def choose_metric(name: str, task: Task, metric: str | None, filter_: str | None
     elif metric not in kinds and not _has_undeclared(task):
         # Raises an error that names the metrics there are.
         pick(metric, kinds, f"task {name}: evaluator.metric")
+    # An undeclared metric is averaged over the items.
     kind = kinds.get(metric, "mean")
     if kind.startswith("!"):
         hint = f"; it also has {', '.join(usable)}" if usable else ""
@@ -121,7 +122,7 @@ def _kind(task: Task, metric: str) -> str:
     name = _aggregation_name(task.aggregation()[metric])
     if name == "bypass":
         return "!gives no score"
-    # `metric_score` turns those of them that are better when lower.
+    # Of these, `metric_score` turns round those that are better when lower.
     if name in CORPUS_METRICS:
         return name
     if name not in MEANS:

@@ -221,16 +221,18 @@ def _code_of(key: str, node: Node) -> str:
     # A tag such as `!function` or `!!python/object` makes an object.
     if not node.tag.startswith(YAML_TAG) or node.tag.startswith(f"{YAML_TAG}python"):
         return f"{key or 'key'}: {node.tag} {value}".rstrip()
+    # The class of a task that is written in Python.
     if key == "class":
         return f"class: {value}"
     if key == "metric" and value and not _is_metric(value):
         return f"metric: {value}, which is not one of lm_eval's and may be a script"
     if key == "dataset_path" and (value in BUILDERS or value.endswith(".py") or _has_script(value)):
         return f"dataset_path: {value}, which may be a program"
+    # `hf_evaluate` loads a metric that is a script.
     if key in ("hf_evaluate", "trust_remote_code") and value.lower() not in OFF:
         return f"{key}: {value}"
+    # An included task of the harness may run what documents hold; this switch would hide it.
     if key == "unsafe_code" and value.lower() not in ("true", "yes", "on"):
-        # An included task of the harness may run what documents hold; this switch would hide it.
         return f"unsafe_code: {value}"
     return ""
 

@@ -154,7 +154,10 @@ class Loaded:
     @property
     def generation_kwargs(self) -> Mapping[str, Any]:
         """The task's settings of decoding; empty if it compares likelihoods."""
-        return (self.generates and self.task.get_config("generation_kwargs")) or {}
+        if not self.generates:
+            return {}
+        kwargs: Mapping[str, Any] | None = self.task.get_config("generation_kwargs")
+        return kwargs or {}
 
 
 def require() -> None:
@@ -208,7 +211,7 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
                 )
             with naming_task(name):
                 loaded[name] = _load(evaluator, name, entry, task, tuple(files.allowed))
-        # The list is of one entry's files.
+        # The next entry has a list of its own.
         files.allowed.clear()
     _check_named(evaluator, loaded)
     return loaded
@@ -315,13 +318,13 @@ def _build(files: TaskFiles, spec: Spec) -> dict[str, Task]:
     """{leaf name: task} that the harness makes of one entry (UserError if it is not known)."""
     index = files.manager.task_index
     if isinstance(spec, dict):
-        # Alone it would be a new task; within a group, its keys change the known one.
+        # A mapping alone would define a new task; within a group, its keys change the known one.
         if spec.get("task") in index:
             spec = {"group": _title(spec), "task": [spec]}
     elif spec not in index:
         path = expanded(spec)
         if not path.is_file():
-            # A file of this name that is no YAML is in no index.
+            # A file of this name may be missing in the index because it is not valid YAML.
             files.check_readable(Path(spec).name)
             hint = "; set evaluator.include_path for your own YAML"
             # Raises an error that names the nearest task.
@@ -405,12 +408,14 @@ def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> No
     """Refuse a `metric` or `filter` of a task or entry that is not among the loaded ones (UserError)."""
     known = {*loaded, *(task.entry for task in loaded.values())}
     for key, setting in (("metric", evaluator.metric), ("filter", evaluator.filter)):
-        for name in setting if isinstance(setting, Mapping) else ():
-            pick(name, sorted(known), f"evaluator.{key}: task")
+        if isinstance(setting, Mapping):
+            for name in setting:
+                pick(name, sorted(known), f"evaluator.{key}: task")
 
 
 def decoding_of(kwargs: Mapping[str, Any], evaluator: HarnessSettings) -> Decoding:
     """The decoding that a task's generation_kwargs ask for; the evaluator's `gen_kwargs` are among them."""
+    # As in the harness, a temperature alone asks for sampling.
     temperature = kwargs.get("temperature") or 0.0
     # transformers' default temperature is 1.
     if kwargs.get("do_sample") and "temperature" not in kwargs:
