@@ -298,6 +298,7 @@ def _item(row: JsonObject, where: str, scorers: Mapping[str, UserScorer]) -> Ite
         raise UserError(f"{where}: `{names['prompt'] or 'prompt'}` is empty")
     if not isinstance(prompt, str):
         prompt = tuple(_message(message, where) for message in prompt)
+    # The others have the defaults of `Item`.
     texts = {key: str(values[key]) for key in TEXT_KEYS if values.get(key) is not None}
     return Item(
         **{"id": "", **texts},

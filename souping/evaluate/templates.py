@@ -78,7 +78,7 @@ def _chat_in_child(
     options: dict[str, Json],
     seconds: float,
 ) -> tuple[str, str]:
-    """The result of `_rendered` for a chat template, by transformers' own function.
+    """The result of `_text_or_reason` for a chat template, by transformers' own function.
 
     The function gets a stand-in for the tokenizer, with all that it reads. `options` are its keyword arguments.
     """
@@ -89,12 +89,12 @@ def _chat_in_child(
     apply: Callable[..., object] = Base.apply_chat_template
     tokenizer = SimpleNamespace(chat_template=template, special_tokens_map=special_tokens)
     tokenizer.get_chat_template = partial(choose, tokenizer)
-    return _rendered(lambda: str(apply(tokenizer, messages, **options)), seconds)
+    return _text_or_reason(lambda: str(apply(tokenizer, messages, **options)), seconds)
 
 
 def _task_in_child(template: str, doc: Mapping[str, Any], seconds: float) -> tuple[str, str]:
-    """The result of `_rendered` for a task's template with a document: as in lm_eval, but in jinja's sandbox."""
-    return _rendered(lambda: _compiled(template).render(doc), seconds)
+    """The result of `_text_or_reason` for a task's template with a document: as in lm_eval, but in jinja's sandbox."""
+    return _text_or_reason(lambda: _compiled(template).render(doc), seconds)
 
 
 @lru_cache(maxsize=1024)
@@ -112,8 +112,8 @@ def _compiled(template: str) -> Template:
     return sandbox.from_string(template)
 
 
-def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
-    """("text", the text), or ("refused" or "stopped", why there is no text).
+def _text_or_reason(render: Callable[[], str], seconds: float) -> tuple[str, str]:
+    """("text", what `render` returns), or ("refused" or "stopped", why there is no text).
 
     After `seconds` an alarm ends this process, even during a call into C.
     """
@@ -137,8 +137,8 @@ def _rendered(render: Callable[[], str], seconds: float) -> tuple[str, str]:
 # ------------------------------------------------------------ templates, in this process
 
 
-def _render(function: Callable[..., tuple[str, str]], *arguments: object) -> str:
-    """The text of `_chat_in_child` or `_task_in_child`, called in the child process with the time limit added.
+def _from_child(function: Callable[..., tuple[str, str]], *arguments: object) -> str:
+    """The text that a `function` of the child (`_chat_in_child`, `_task_in_child`) makes of these arguments.
 
     Raises:
         TemplateStoppedError: it takes too long or too much memory, or fails.
@@ -162,7 +162,7 @@ def render_task(template: str, doc: Mapping[str, Any]) -> str:
 
     It raises the same errors as `apply_chat_template`.
     """
-    return _render(_task_in_child, template, doc)
+    return _from_child(_task_in_child, template, doc)
 
 
 def apply_chat_template(
@@ -181,7 +181,7 @@ def apply_chat_template(
     # A tokenizer's class may write chats by its own code instead of a template.
     if type(tokenizer).apply_chat_template is not Base.apply_chat_template:
         return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
-    return _render(
+    return _from_child(
         _chat_in_child,
         tokenizer.chat_template,
         dict(tokenizer.special_tokens_map),
@@ -190,8 +190,8 @@ def apply_chat_template(
     )
 
 
-def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
-    """The prompt's tokens: a text as it stands, chat messages through the tokenizer's chat template.
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
+    """The prompt's token ids: a text as it stands, chat messages through the tokenizer's chat template.
 
     Raises:
         UserError: there is no chat template, or it refuses the messages or shows no tools.
@@ -236,7 +236,7 @@ def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
     """A prompt as text, as the model sees it, with its special tokens; `key` is the digest of its token ids."""
     texts = _prompt_texts(tokenizer)
     if key not in texts:
-        texts[key] = str(tokenizer.decode(render(tokenizer, item), skip_special_tokens=False))
+        texts[key] = str(tokenizer.decode(prompt_ids(tokenizer, item), skip_special_tokens=False))
     return texts[key]
 
 

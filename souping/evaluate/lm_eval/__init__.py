@@ -115,6 +115,7 @@ class HarnessPrompts(Prompts):
     def outline(self) -> Items:
         """Items without content, if the sizes of all tasks are published; otherwise none."""
         sizes = published_sizes(self.evaluator.tasks)
+        # With `doc`, documents of the same number are one group in all tasks.
         shared = sizes if self.evaluator.group == "doc" else ()
         return outline_items(sizes, shared)
 

@@ -92,50 +92,51 @@ def choose_metric(name: str, task: Task, metric: str | None, filter_: str | None
     Raises:
         UserError: the task has no such metric, or the given one is unknown or cannot be used.
     """
-    kinds = {declared: _kind(task, declared) for declared in task.aggregation()}
-    usable = [declared for declared, kind in kinds.items() if not kind.startswith("!")]
+    obstacles = {declared: _obstacle(task, declared) for declared in task.aggregation()}
+    usable = [declared for declared, obstacle in obstacles.items() if not obstacle]
     if metric is None:
         if not usable:
-            reasons = [f"{declared} {kind[1:]}" for declared, kind in kinds.items()]
+            reasons = [f"{declared} {obstacle}" for declared, obstacle in obstacles.items()]
             why = "; ".join(reasons) or "it declares none"
             raise UserError(f"evaluator.tasks: {name} has no metric to maximise: {why}")
         metric = usable[0]
-    elif metric not in kinds and not _has_undeclared(task):
+    elif metric not in obstacles and not _has_undeclared(task):
         # Raises an error that names the metrics there are.
-        pick(metric, kinds, f"task {name}: evaluator.metric")
-    # An undeclared metric is averaged over the items.
-    kind = kinds.get(metric, "mean")
-    if kind.startswith("!"):
+        pick(metric, obstacles, f"task {name}: evaluator.metric")
+    obstacle = obstacles.get(metric)
+    if obstacle:
         hint = f"; it also has {', '.join(usable)}" if usable else ""
-        raise UserError(f"evaluator.metric={metric} of task {name} {kind[1:]}{hint}")
+        raise UserError(f"evaluator.metric={metric} of task {name} {obstacle}{hint}")
+    # An undeclared metric is averaged over the items.
+    aggregation = _aggregation_name(task, metric) if metric in obstacles else "mean"
     return Metric(
         name=metric,
         filter=_filter(name, task, filter_),
-        kind=kind,
+        kind=aggregation if aggregation in CORPUS_METRICS else "mean",
         settings=_settings(task, metric),
     )
 
 
-def _kind(task: Task, metric: str) -> str:
-    """How a task's metric is aggregated: `mean`, a name in `CORPUS_METRICS`, or `!` and why it cannot be maximised."""
-    higher = task.higher_is_better().get(metric)
-    name = _aggregation_name(task.aggregation()[metric])
+def _obstacle(task: Task, metric: str) -> str:
+    """Why a task's metric cannot be maximised; empty if it can."""
+    name = _aggregation_name(task, metric)
     if name == "bypass":
-        return "!gives no score"
+        return "gives no score"
     # Of these, `metric_score` turns round those that are better when lower.
     if name in CORPUS_METRICS:
-        return name
+        return ""
     if name not in MEANS:
-        return f"!is aggregated by {name}, which is not a mean of items and not one of {', '.join(CORPUS_METRICS)}"
-    if higher is False:
-        return "!is better when lower, and souping maximises"
-    return "mean"
+        return f"is aggregated by {name}, which is not a mean of items and not one of {', '.join(CORPUS_METRICS)}"
+    if task.higher_is_better().get(metric) is False:
+        return "is better when lower, and souping maximises"
+    return ""
 
 
-def _aggregation_name(function: Aggregation) -> str:
-    """The harness's name of an aggregation, else the function's own name."""
+def _aggregation_name(task: Task, metric: str) -> str:
+    """The harness's name for the aggregation of a task's metric, else the name of the task's own function."""
     from lm_eval.api.registry import AGGREGATION_REGISTRY
 
+    function: Aggregation = task.aggregation()[metric]
     for name, registered in AGGREGATION_REGISTRY.items():
         if registered is function:
             return str(name)
