@@ -8,7 +8,9 @@ claim, its items, and what else was known then), which is committed before the f
 the process, and rows in `shown` (its soups, by rounded weights). `measured` has how a claim was measured, in order,
 `choices` what else the first report of a claim chose, and `pairs` the level at which a report showed two models.
 
-The table `written` counts the rows that were written: deleted rows are noticed.
+An item set is a row number, by which `members` has its items (`contents`): a digest of them. Deleted rows are noticed:
+`written` counts the rows of the other tables, and a set that lacks items no longer has their digest for its number.
+`views` only serves notes and is not counted.
 """
 
 from __future__ import annotations
@@ -350,11 +352,19 @@ def _rounded(parts: Mixture) -> str:
 
 
 def _deleted(db: sqlite3.Connection) -> int:
-    """Number of rows of all tables that were written and are no longer there."""
+    """Number of rows that were written and are no longer there, and of looks and searches that lack some of their items."""
     deleted = 0
     for table, written in db.execute("SELECT ledger, rows FROM written").fetchall():
         (count,) = db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
         deleted += int(written - count)
+    # {item set: prompt digests of the items that it still has}
+    members = dict[int, list[str]]()
+    query = "SELECT item_set, fingerprint FROM members JOIN contents ON content = contents.id"
+    for item_set, prompt_digest in db.execute(query):
+        members.setdefault(item_set, []).append(prompt_digest)
+    query = "SELECT item_set FROM counted_looks UNION ALL SELECT item_set FROM searches"
+    for (item_set,) in db.execute(query):
+        deleted += _set_number(members.get(item_set, ())) != item_set
     return deleted
 
 
@@ -369,8 +379,8 @@ def _insert(db: sqlite3.Connection, table: str, *values: str | float) -> None:
 
 def _item_set(db: sqlite3.Connection, identities: Iterable[str]) -> int:
     """The row number of a set of items, which is written if it is new."""
-    members = sorted(set(identities))
-    number = row_number(digest(members))
+    members = set(identities)
+    number = _set_number(members)
     db.executemany(
         "INSERT OR IGNORE INTO contents VALUES (?, ?)",
         [(row_number(name), name) for name in members],
@@ -380,3 +390,8 @@ def _item_set(db: sqlite3.Connection, identities: Iterable[str]) -> int:
         [(number, row_number(name)) for name in members],
     )
     return number
+
+
+def _set_number(members: Iterable[str]) -> int:
+    """The row number of a set of items, given by their prompt digests."""
+    return row_number(digest(sorted(members)))

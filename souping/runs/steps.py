@@ -207,12 +207,8 @@ class Steps:
         """The soup, and the best candidate by the scores in `stage`: nothing is chosen after this step."""
         self.evaluate_stage(stage)
         # Without scores, any candidate stands for the best one.
-        return self.frozen(searched, self.pool.names[0])
-
-    def frozen(self, searched: Searched, best: str) -> Frozen:
-        """A run whose choices are made. Its report has no content yet."""
-        report = Report(name=self.settings.name)
-        return Frozen(searched=searched, choices=Choices(best=best), report=report)
+        choices = Choices(best=self.pool.names[0])
+        return Frozen(searched=searched, choices=choices, report=Report(name=self.settings.name))
 
     def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Evaluate the contenders on the test split, which opens it; the report is to be completed from them."""
