@@ -352,7 +352,7 @@ def _rounded(parts: Mixture) -> str:
 
 
 def _deleted(db: sqlite3.Connection) -> int:
-    """Number of rows that were written and are no longer there, and of looks and searches that lack some of their items."""
+    """Number of rows that were written and are no longer there, and of looks and searches that lack items of theirs."""
     deleted = 0
     for table, written in db.execute("SELECT ledger, rows FROM written").fetchall():
         (count,) = db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()

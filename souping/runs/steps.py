@@ -207,8 +207,12 @@ class Steps:
         """The soup, and the best candidate by the scores in `stage`: nothing is chosen after this step."""
         self.evaluate_stage(stage)
         # Without scores, any candidate stands for the best one.
-        choices = Choices(best=self.pool.names[0])
-        return Frozen(searched=searched, choices=choices, report=Report(name=self.settings.name))
+        return self.freeze(searched, self.pool.names[0])
+
+    def freeze(self, searched: Searched, best: str) -> Frozen:
+        """The state of a run whose choices are made; `best` is the best candidate. Its report has no content yet."""
+        report = Report(name=self.settings.name)
+        return Frozen(searched=searched, choices=Choices(best=best), report=report)
 
     def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         """Evaluate the contenders on the test split, which opens it; the report is to be completed from them."""
