@@ -99,9 +99,9 @@ class CountedLooks:
         key = claim.fingerprint
         with self._store.writing() as db:
             look = _write_look(db, key, _prompt_digests(items), questions, models, guards)
-            _insert(db, "measured", key, json.dumps(measurement, sort_keys=True))
+            _insert_counted(db, "measured", key, json.dumps(measurement, sort_keys=True))
             if choices:
-                _insert(db, "choices", key, choices)
+                _insert_counted(db, "choices", key, choices)
             return replace(look, measurements=_measurements(db, key))
 
     def choices(self, claim: Claim) -> str:
@@ -131,7 +131,7 @@ class CountedLooks:
         """Note that a report showed these pairs of models, {digest: level}."""
         with self._store.writing() as db:
             for pair, level in pairs.items():
-                _insert(db, "pairs", pair, level.looks, level.tests)
+                _insert_counted(db, "pairs", pair, level.looks, level.tests)
 
     def level_of(self, pair: str) -> Level | None:
         """The level at which a report showed a pair of models; None if none did."""
@@ -143,7 +143,7 @@ class CountedLooks:
         looks, tests = row
         return Level(int(looks), float(tests))
 
-    def known_scores(self, known: KnownModels, questions: Sequence[str]) -> FloatArray:
+    def scores_of(self, known: KnownModels, questions: Sequence[str]) -> FloatArray:
         """Stored scores [M, I] of known models on these questions (answer digests), nan where there is none.
 
         One row per soup and evaluator that answered one of them: the mean over its answers.
@@ -173,7 +173,7 @@ class CountedLooks:
         """Note that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
         with self._store.writing() as db:
             item_set = _item_set(db, _prompt_digests(items))
-            _insert(db, "searches", json.dumps(sorted(set(candidates))), item_set)
+            _insert_counted(db, "searches", json.dumps(sorted(set(candidates))), item_set)
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
         """Prompt digests of the items on which any run chose among models with an ingredient of this recipe.
@@ -276,12 +276,12 @@ def _write_look(
     if first:
         number = _number(db, claim, identities)
         known = KnownModels() if number == 1 else _family(db, item_set, questions, models)
-        _insert(db, "counted_looks", claim, number, item_set, json.dumps(known), guards)
+        _insert_counted(db, "counted_looks", claim, number, item_set, json.dumps(known), guards)
     mixtures = _Mixtures(db)
     for parts in map(parts_of, models):
         # A model of one ingredient is no soup.
         if len(mixtures.ingredients(parts)) > 1:
-            _insert(db, "shown", _rounded(parts), item_set)
+            _insert_counted(db, "shown", _rounded(parts), item_set)
     number, known, declared = db.execute(query, (claim,)).fetchone()
     soups, missing = json.loads(known)
     return Look(int(number), first, KnownModels(tuple(soups), missing), declared)
@@ -368,7 +368,7 @@ def _deleted(db: sqlite3.Connection) -> int:
     return deleted
 
 
-def _insert(db: sqlite3.Connection, table: str, *values: str | float) -> None:
+def _insert_counted(db: sqlite3.Connection, table: str, *values: str | float) -> None:
     """Write a row unless one with its key exists, and count it."""
     places = ", ".join("?" * len(values))
     if db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", values).rowcount:

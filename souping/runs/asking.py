@@ -139,6 +139,7 @@ class FileWorkers(Workers):
         """
         config = read_json(json.dumps(settings.config), _without_places)
         models = [candidate.fingerprint for candidate in pool.candidates]
+        # Waits until no other process has the order's file.
         self.order = SearchOrder(settings.run_dir, digest([config, items, models]))
         self._settings = settings
         self._executor = settings.executor

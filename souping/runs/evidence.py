@@ -248,6 +248,7 @@ def gather_evidence(report: Report, models: ContenderScores, terms: VerdictTerms
     """The report with what the scores on the test split say."""
     unit = models.unit
     soup = models.soup
+    # Every candidate is one of these once.
     singles = [c for c in models.others if c.kind in ("ingredient", "candidate")]
     # Every report has one such row.
     best = [other.kind for other in models.others].index("best_candidate")

@@ -48,7 +48,7 @@ def best_first(winner: SearchResult) -> list[Trial]:
     """The soups that answered the whole search split, each once: the winner, then the others by their objective."""
     complete = [trial for trial in winner.trials if trial.whole]
     complete.sort(key=lambda trial: trial.result.objective)
-    # An optimiser may ask for a soup twice: its better trial counts.
+    # An optimiser may ask for a soup twice: its better trial, the later one here, counts.
     by_id = {trial.recipe.id: trial for trial in complete}
 
     def rank(trial: Trial) -> tuple[bool, float]:

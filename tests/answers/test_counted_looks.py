@@ -445,7 +445,7 @@ class TestKnownModels:
         assert look.number == 2
         assert {*look.known.soups} == {soup.fingerprint for soup in (HALF, *soups)}
         questions = [item.answer_digest for item in ITEMS]
-        scores = counted_looks.known_scores(look.known, questions)
+        scores = counted_looks.scores_of(look.known, questions)
         assert scores.shape == (4, len(ITEMS))
         assert np.isfinite(scores).sum(axis=1).tolist() == [3] * 4
 
