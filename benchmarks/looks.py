@@ -151,7 +151,7 @@ class Person:
         if p_value >= ALPHA:
             return False
         questions = [item.answer_digest for item in items]
-        known = self.counted_looks.known_scores(look.known, questions)
+        known = self.counted_looks.scores_of(look.known, questions)
         shown = KnownScores(scores=known, missing=look.known.missing)
         tests = shown.tests(soup, other, table, look.number) if look.number > 1 else 1.0
         return p_value * tests < ALPHA

@@ -272,7 +272,7 @@ class Run(Steps):
         found = {
             name: result_of(one, self.settings.objective).objective for name, one in scores.items()
         }
-        return self.frozen(searched, max(found, key=lambda name: round(found[name], 12)))
+        return self.freeze(searched, max(found, key=lambda name: round(found[name], 12)))
 
     def test(self, frozen: Frozen, stage: Stage, contenders: Sequence[Contender]) -> Reported:
         state = Reported(

@@ -49,7 +49,10 @@ WHOLE_NUMBER = re.compile(r"(?<![\d.])\d+(?![\d.])")
 
 @component
 class TrajectoryPool(CandidateSource):
-    """Checkpoints of a training run, oldest first. With several paths, the soup is made of the first run's."""
+    """Checkpoints of a training run, oldest first. With several paths, the soup is made of the first run's.
+
+    conf/pool/trajectory.yaml explains the settings. `lr_path` serves all runs.
+    """
 
     path: str | list[str]
     last: Count | None = None
@@ -78,8 +81,8 @@ class TrajectoryPool(CandidateSource):
             UserError: a path holds no checkpoints, or the runs were not saved at the same steps.
         """
         paths = [self.path] if isinstance(self.path, str) else self.path
-        rates = expanded(self.lr_path, "pool.lr_path") if self.lr_path else None
-        complete_runs = [find_run(expanded(path, "pool.path"), rates) for path in paths]
+        rates_file = expanded(self.lr_path, "pool.lr_path") if self.lr_path else None
+        complete_runs = [find_run(expanded(path, "pool.path"), rates_file) for path in paths]
         runs = [run.chosen(self.steps, self.until, self.every, self.last) for run in complete_runs]
         if not runs:
             raise UserError("pool.path is empty: give the folder of a training run")
@@ -88,6 +91,7 @@ class TrajectoryPool(CandidateSource):
                 raise UserError(
                     f"pool.path: {run.folder} has other steps than {runs[0].folder}: choose pool.steps"
                 )
+        # The checkpoints of each further run: no candidates, but `replicates` averages them as the soup's were.
         others = list[tuple[Candidate, ...]]()
         for n, run in enumerate(runs[1:], start=2):
             prefix = f"run{n}-"
@@ -137,8 +141,8 @@ class TrajectoryPool(CandidateSource):
         yield PoolRow(name=names[-1], kind="last", weights={names[-1]: 1.0})
         for kind, model in self.trajectory.rows:
             yield PoolRow(name=model.name, kind=kind, weights={model.name: 1.0})
-        others = dict(zip(names, shuffled(weights), strict=True))
-        yield PoolRow(name="shuffled", kind="shuffled", weights=others)
+        in_other_order = dict(zip(names, shuffled(weights), strict=True))
+        yield PoolRow(name="shuffled", kind="shuffled", weights=in_other_order)
 
     def replicates(self, weights: Weights) -> list[Mapping[str, float]]:
         """The average by the soup's weights and the last checkpoint of each further run, in turns."""
@@ -188,6 +192,7 @@ def find_averages(run: TrainingRun) -> tuple[dict[str, Path], list[str]]:
     """({name: path} of the trainer's averages at the last member, a note on each folder that is not one)."""
     last = run.members[-1]
     trainer = next(trainer for trainer in all_trainers() if trainer.name == run.trainer)
+    # BESIDE lacks trainers of installed packages. `(?!)` fits no name.
     beside = re.compile(f"{BESIDE.pattern}|{trainer.average or '(?!)'}", re.IGNORECASE)
     folders = {f.name: f for f in folders_in(run.folder) if beside.fullmatch(f.name)}
     for folder in folders_in(last.folder):

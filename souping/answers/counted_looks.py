@@ -8,7 +8,9 @@ claim, its items, and what else was known then), which is committed before the f
 the process, and rows in `shown` (its soups, by rounded weights). `measured` has how a claim was measured, in order,
 `choices` what else the first report of a claim chose, and `pairs` the level at which a report showed two models.
 
-The table `written` counts the rows that were written: deleted rows are noticed.
+An item set is a row number, by which `members` has its items (`contents`): a digest of them. Deleted rows are noticed:
+`written` counts the rows of the other tables, and a set that lacks items no longer has their digest for its number.
+`views` only serves notes and is not counted.
 """
 
 from __future__ import annotations
@@ -97,9 +99,9 @@ class CountedLooks:
         key = claim.fingerprint
         with self._store.writing() as db:
             look = _write_look(db, key, _prompt_digests(items), questions, models, guards)
-            _insert(db, "measured", key, json.dumps(measurement, sort_keys=True))
+            _insert_counted(db, "measured", key, json.dumps(measurement, sort_keys=True))
             if choices:
-                _insert(db, "choices", key, choices)
+                _insert_counted(db, "choices", key, choices)
             return replace(look, measurements=_measurements(db, key))
 
     def choices(self, claim: Claim) -> str:
@@ -129,7 +131,7 @@ class CountedLooks:
         """Note that a report showed these pairs of models, {digest: level}."""
         with self._store.writing() as db:
             for pair, level in pairs.items():
-                _insert(db, "pairs", pair, level.looks, level.tests)
+                _insert_counted(db, "pairs", pair, level.looks, level.tests)
 
     def level_of(self, pair: str) -> Level | None:
         """The level at which a report showed a pair of models; None if none did."""
@@ -141,7 +143,7 @@ class CountedLooks:
         looks, tests = row
         return Level(int(looks), float(tests))
 
-    def known_scores(self, known: KnownModels, questions: Sequence[str]) -> FloatArray:
+    def scores_of(self, known: KnownModels, questions: Sequence[str]) -> FloatArray:
         """Stored scores [M, I] of known models on these questions (answer digests), nan where there is none.
 
         One row per soup and evaluator that answered one of them: the mean over its answers.
@@ -171,7 +173,7 @@ class CountedLooks:
         """Note that a run chose among these candidates (fingerprints), or mixtures of them, on these items."""
         with self._store.writing() as db:
             item_set = _item_set(db, _prompt_digests(items))
-            _insert(db, "searches", json.dumps(sorted(set(candidates))), item_set)
+            _insert_counted(db, "searches", json.dumps(sorted(set(candidates))), item_set)
 
     def chosen_on(self, recipe: Recipe) -> set[str]:
         """Prompt digests of the items on which any run chose among models with an ingredient of this recipe.
@@ -274,12 +276,12 @@ def _write_look(
     if first:
         number = _number(db, claim, identities)
         known = KnownModels() if number == 1 else _family(db, item_set, questions, models)
-        _insert(db, "counted_looks", claim, number, item_set, json.dumps(known), guards)
+        _insert_counted(db, "counted_looks", claim, number, item_set, json.dumps(known), guards)
     mixtures = _Mixtures(db)
     for parts in map(parts_of, models):
         # A model of one ingredient is no soup.
         if len(mixtures.ingredients(parts)) > 1:
-            _insert(db, "shown", _rounded(parts), item_set)
+            _insert_counted(db, "shown", _rounded(parts), item_set)
     number, known, declared = db.execute(query, (claim,)).fetchone()
     soups, missing = json.loads(known)
     return Look(int(number), first, KnownModels(tuple(soups), missing), declared)
@@ -350,15 +352,23 @@ def _rounded(parts: Mixture) -> str:
 
 
 def _deleted(db: sqlite3.Connection) -> int:
-    """Number of rows of all tables that were written and are no longer there."""
+    """Number of rows that were written and are no longer there, and of looks and searches that lack items of theirs."""
     deleted = 0
     for table, written in db.execute("SELECT ledger, rows FROM written").fetchall():
         (count,) = db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()
         deleted += int(written - count)
+    # {item set: prompt digests of the items that it still has}
+    members = dict[int, list[str]]()
+    query = "SELECT item_set, fingerprint FROM members JOIN contents ON content = contents.id"
+    for item_set, prompt_digest in db.execute(query):
+        members.setdefault(item_set, []).append(prompt_digest)
+    query = "SELECT item_set FROM counted_looks UNION ALL SELECT item_set FROM searches"
+    for (item_set,) in db.execute(query):
+        deleted += _set_number(members.get(item_set, ())) != item_set
     return deleted
 
 
-def _insert(db: sqlite3.Connection, table: str, *values: str | float) -> None:
+def _insert_counted(db: sqlite3.Connection, table: str, *values: str | float) -> None:
     """Write a row unless one with its key exists, and count it."""
     places = ", ".join("?" * len(values))
     if db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", values).rowcount:
@@ -369,8 +379,8 @@ def _insert(db: sqlite3.Connection, table: str, *values: str | float) -> None:
 
 def _item_set(db: sqlite3.Connection, identities: Iterable[str]) -> int:
     """The row number of a set of items, which is written if it is new."""
-    members = sorted(set(identities))
-    number = row_number(digest(members))
+    members = set(identities)
+    number = _set_number(members)
     db.executemany(
         "INSERT OR IGNORE INTO contents VALUES (?, ?)",
         [(row_number(name), name) for name in members],
@@ -380,3 +390,8 @@ def _item_set(db: sqlite3.Connection, identities: Iterable[str]) -> int:
         [(number, row_number(name)) for name in members],
     )
     return number
+
+
+def _set_number(members: Iterable[str]) -> int:
+    """The row number of a set of items, given by their prompt digests."""
+    return row_number(digest(sorted(members)))

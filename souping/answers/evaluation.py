@@ -237,7 +237,7 @@ class Evaluation(RecipeEvaluator):
         seconds = response.seconds / len(items)
         records = [replace(record, seconds=seconds) for record in response.records]
         committed = self._commit(recipe, pending.evaluator, block, items, records)
-        pending.evaluator.hosting.stored(recipe.fingerprint, items)
+        pending.evaluator.hosting.release(recipe.fingerprint, items)
         self._give(pending, block, committed)
         self._close_one(pending)
 

@@ -463,8 +463,8 @@ class Hosting:
         """Name and version of the engine that answers, for the report; empty if it is not known."""
         return ""
 
-    def stored(self, soup: str, items: Sequence[Item]) -> None:
-        """Called once the records of these items are in the store. What was kept until then may be deleted."""
+    def release(self, soup: str, items: Sequence[Item]) -> None:
+        """Called once the records of these items are stored, or need not be. What was kept for them may be deleted."""
         return None
 
 

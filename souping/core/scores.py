@@ -23,7 +23,7 @@ from souping.core.types import FloatArray, Json, Names, ScoreMatrix, UserError
 
 @component
 class MeasuredScores(ScoreSource):
-    """Evaluate the candidates on the select split."""
+    """Evaluate the candidates on the select split: `Run.select` (runs/run.py) makes the table, in `measure`."""
 
     published = False
 

@@ -86,8 +86,8 @@ class CommandHosting(Hosting):
 
     logs: HeldLogs
 
-    def stored(self, soup: str, items: Sequence[Item]) -> None:
-        """The answers are in the store: their logs are no longer needed."""
+    def release(self, soup: str, items: Sequence[Item]) -> None:
+        """Let go of the logs of these answers, which are no longer needed."""
         self.logs.release(soup, items)
 
 

@@ -232,7 +232,12 @@ class _Planner:
         """An evaluation that reads the store and computes nothing. Without a pool, no end tokens are known."""
         eos_token_ids = self.opened.eos_token_ids if self.opened else lambda recipe: ()
         return Evaluation(
-            self.store, evaluator, not_stored, eos_token_ids, lambda items: None, grade=not_stored
+            self.store,
+            evaluator,
+            serve=not_stored,
+            ends=eos_token_ids,
+            advance=lambda answered: None,
+            grade=not_stored,
         )
 
     def _select(self, plan: Plan) -> None:

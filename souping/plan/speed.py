@@ -121,7 +121,7 @@ def speed(
     if number > 1:
         processor += "s"
 
-    # Tokens per item. Few answers get near a large limit.
+    # Tokens per item. A large limit leaves room, and few answers need 8 times the usual length.
     limit = evaluator.sampling.answer_tokens
     answer = ANSWER_TOKENS
     if limit is not None:

@@ -34,7 +34,7 @@ from souping.runs.steps import Stage, Steps
 
 
 def missing_answers(evaluation: Evaluation, stage: Stage) -> list[int]:
-    """Number of answers to the stage's items that each of its models lacks [M]."""
+    """Number of answers to the stage's items that each of its models lacks [M]; stored answers of any block count."""
     counts = []
     for model in stage.models:
         missing = evaluation.missing_answers(model, stage.items, any_block=True)
@@ -60,7 +60,7 @@ def run_scores(
     # {recipe id: scores} of models that answered all items of the split, and of those that answered a part.
     search, parts = evaluation.all_stored_scores(models, steps.splits["search"])
 
-    def read(recipe: Recipe, split: Split) -> Mapping[str, Record]:
+    def first_answers(recipe: Recipe, split: Split) -> Mapping[str, Record]:
         """{item id: the first stored answer of a model}"""
         items = state.items if split == "test" else steps.splits[split]
         answers = evaluation.stored_answers(recipe, items)
@@ -79,7 +79,7 @@ def run_scores(
         parts=parts,
         test=state.stored or {},
         answers=evaluation.answers_per_item,
-        read=read,
+        read=first_answers,
         unit=settings.evaluator.unit,
     )
 

@@ -139,6 +139,7 @@ class FileWorkers(Workers):
         """
         config = read_json(json.dumps(settings.config), _without_places)
         models = [candidate.fingerprint for candidate in pool.candidates]
+        # Waits until no other process has the order's file.
         self.order = SearchOrder(settings.run_dir, digest([config, items, models]))
         self._settings = settings
         self._executor = settings.executor
@@ -183,8 +184,7 @@ class FileWorkers(Workers):
 
         The state is LATER if enough soups are open, or the disk has no space.
         """
-        # LATER is empty.
-        open_states = list(filter(None, self._waiting.values()))
+        open_states = [state for state in self._waiting.values() if state != LATER]
         if folder is None and len(open_states) >= self._executor.max_open:
             return LATER
         try:
@@ -242,7 +242,7 @@ class FileWorkers(Workers):
         # Models of soups that this run does not wait for: another run may have stored their answers.
         for key in self._folders.keys() - self._waiting.keys():
             free(self._folders[key])
-        soups = [self._open_soup(key) for key, state in self._waiting.items() if state]
+        soups = [self._open_soup(key) for key, state in self._waiting.items() if state != LATER]
         raise Waiting(soups, *self._lines(soups))
 
     def _open_soup(self, key: str) -> OpenSoup:
@@ -339,9 +339,9 @@ class OrderedSearch(RecipeEvaluator):
         # Where the file ends, all answers are taken before anything new is requested.
         if self._order.next is None:
             return 0 if self._evaluation.answered else self._evaluation.slots
-        # Request n was made while at most n - 1 were open.
-        verb, request, _ = self._order.next
-        return request if verb == "ask" else 0
+        verb, number, _ = self._order.next
+        # Request n was made while at most n - 1 were open: with n slots it is made again.
+        return number if verb == "ask" else 0
 
     def submit(self, request: Request) -> None:
         self._order.take(("ask", request.number, request_key(request)))

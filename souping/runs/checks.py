@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from souping.core.types import (
     Candidate,
     Item,
     Names,
+    ScoreMatrix,
     SearchSpace,
     Split,
     UserError,
@@ -47,11 +47,7 @@ from souping.search.loop import RecipeEvaluator, check_budget
 from souping.selection import check_excluded
 from souping.soups.models import RunPool, open_worker
 
-if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
-    from souping.core.types import ScoreMatrix
-
-EvaluatorItems = Sequence[tuple["Evaluator", Sequence[Item]]]
+EvaluatorItems = Sequence[tuple[Evaluator, Sequence[Item]]]
 """Evaluators with their items, the run's own first."""
 LIKELY_CAUSES = "are answers truncated, is the scorer wrong, do chat models get plain text in place of messages?"
 """What to look at if every model fails."""
@@ -258,13 +254,14 @@ def _check_sizes(settings: RunSettings, names: Names, check: Callable[[Names], N
         return
     last_error: UserError | None = None
     for size in settings.selector.sizes(len(names)):
+        # One ingredient makes no soup.
+        if size == 1:
+            return
         try:
-            if size > 1:
-                check(names[:size])
+            check(names[:size])
+            return
         except UserError as error:
             last_error = error
-        else:
-            return
     if last_error is not None:
         raise last_error
 
@@ -338,7 +335,7 @@ class Prepared:
     """What a run works with. Its evaluators have what they take from the candidates' files.
 
     `benchmarks` are {extra benchmark: its content}, `evaluations` {benchmark: evaluation}, including OWN_BENCHMARK,
-    which the search sees as `searched`.
+    which the search reaches through `search_evaluation`.
     """
 
     settings: RunSettings
@@ -347,7 +344,7 @@ class Prepared:
     benchmarks: Mapping[str, ExtraBenchmark]
     workers: Workers
     evaluations: Mapping[str, Evaluation]
-    searched: RecipeEvaluator
+    search_evaluation: RecipeEvaluator
 
 
 def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prepared:
@@ -395,11 +392,17 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
     for name, evaluator in evaluators.items():
         serve = pool.serving(evaluator)
         evaluations[name] = Evaluation(
-            store, evaluator, serve, pool.eos_token_ids, progress.advance, workers, name
+            store,
+            evaluator,
+            serve,
+            ends=pool.eos_token_ids,
+            advance=progress.advance,
+            workers=workers,
+            benchmark=name,
         )
-    searched: RecipeEvaluator = evaluations[OWN_BENCHMARK]
+    search_evaluation: RecipeEvaluator = evaluations[OWN_BENCHMARK]
     if jobs is not None:
-        searched = OrderedSearch(evaluations[OWN_BENCHMARK], jobs)
+        search_evaluation = OrderedSearch(evaluations[OWN_BENCHMARK], jobs)
     return Prepared(
         settings=settings,
         splits=splits,
@@ -407,7 +410,7 @@ def prepare_run(settings: RunSettings, store: Store, progress: Progress) -> Prep
         benchmarks=benchmarks,
         workers=workers,
         evaluations=evaluations,
-        searched=searched,
+        search_evaluation=search_evaluation,
     )
 
 

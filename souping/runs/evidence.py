@@ -92,7 +92,7 @@ class Pair:
         return contrast(self.scores, self.soup, self.other, self.level)
 
     def sensitivity(self, unit: Unit) -> str | None:
-        """Sentence with the interval that holds however truncated answers would have ended; None without such ones."""
+        """Sentence with the interval that holds however truncated answers would have ended; None if none was."""
         if self.cut is None:
             return None
         bounds = replace(self, scores=self.cut).compare()
@@ -248,6 +248,7 @@ def gather_evidence(report: Report, models: ContenderScores, terms: VerdictTerms
     """The report with what the scores on the test split say."""
     unit = models.unit
     soup = models.soup
+    # Every candidate is one of these once.
     singles = [c for c in models.others if c.kind in ("ingredient", "candidate")]
     # Every report has one such row.
     best = [other.kind for other in models.others].index("best_candidate")
@@ -440,7 +441,8 @@ def _variance(models: ContenderScores, scores: ItemScores) -> ObjectiveVariance 
     model = "model"
     table = models.table
     total = float(table.grouped(scores.values).variances.sum())
-    answers = answer_variance(ScoreTable.measured(table, {model: scores}), total, model)
+    measured = ScoreTable.measured(table, {model: scores})
+    answers = answer_variance(measured, total, model)
     if answers is None or table.value is not None:
         return None
     square = models.unit.factor**2

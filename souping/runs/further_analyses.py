@@ -91,7 +91,7 @@ def resume(run: Run, report: Report, trials: Sequence[TrialRow]) -> Reported:
     # The file may have been edited: `_recipe` refuses weights that do not give the recipe's id.
     weights = dict(zip(recipe.ingredients, recipe.weights, strict=False))
     soup = _recipe(run, weights, recipe.id)
-    # The files lack it, and no analysis reads it.
+    # The files lack it and the choices below, and no analysis reads them.
     unknown = Result(objective=0.0, categories={}, items=0)
     winner = SearchResult(recipe=soup, result=unknown, trials=_trials(run, trials))
     summary = report.selection or read(SelectionSummary, {})

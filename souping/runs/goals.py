@@ -48,7 +48,7 @@ def best_first(winner: SearchResult) -> list[Trial]:
     """The soups that answered the whole search split, each once: the winner, then the others by their objective."""
     complete = [trial for trial in winner.trials if trial.whole]
     complete.sort(key=lambda trial: trial.result.objective)
-    # An optimiser may ask for a soup twice: its better trial counts.
+    # An optimiser may ask for a soup twice: its better trial, the later one here, counts.
     by_id = {trial.recipe.id: trial for trial in complete}
 
     def rank(trial: Trial) -> tuple[bool, float]:
@@ -183,8 +183,8 @@ def _guarded(
         admission,
         run.single(admission.against),
         settings.objective,
-        unguarded,
-        partial(failed_elsewhere, run, admission),
+        unguarded=unguarded,
+        elsewhere=partial(failed_elsewhere, run, admission),
     )
     return Searched(selected=selected, winner=winner, guards=guards)
 
@@ -244,7 +244,7 @@ def declared(admission: Admission | None) -> str:
     return json.dumps([admission.against, sorted(guards)])
 
 
-def guard_names(steps: Steps) -> int:
+def possible_guards(steps: Steps) -> int:
     """Number of guards that could be set: names, each with every candidate to compare with."""
     names = {*steps.categories, *steps.settings.objective.groups, *steps.extra, LENGTH_GUARD}
     return len(names) * len(steps.pool.names)
@@ -257,14 +257,14 @@ def guard_checks(
     measured: Mapping[str, Mapping[str, ItemScores]],
     claim: str,
     look: Look,
-    names: int,
+    possible: int,
 ) -> list[GuardCheck]:
     """What the answers to the test split say of each guard.
 
     `against` is the model with which guards compare: a soup that is this model has no checks. `measured` are
     {benchmark: {recipe id: scores}}, including OWN_BENCHMARK. If the verdict's `claim` is "not measured" or "dry run",
     that is the outcome of every guard. Guards that were not declared when the claim was first shown are corrected for
-    all `names`, the number of guards that could have been declared.
+    the `possible` ones, the number of guards that could have been declared.
     """
     if soup.id == against.id:
         return []
@@ -275,7 +275,7 @@ def guard_checks(
     # The soup, and the models among which it may have been picked by known scores.
     picked = 1 + len(look.known.soups) + look.known.missing
     declared_first = look.guards == declared(admission)
-    undeclared = 0 if declared_first else names
+    undeclared = 0 if declared_first else possible
     checks = guard_tests(admission.guards, pairs, look.number, picked, undeclared)
     if claim not in ("not_measured", "dry_run"):
         return checks

@@ -155,7 +155,7 @@ class HeldOutItems:
     def family_scores(self, look: Look, items: Sequence[Item], unit: Unit) -> KnownScores:
         """Scores on items of the models that are tested together with the soup, in inner units."""
         questions = [item.answer_digest for item in items]
-        scores = self.counted_looks.known_scores(look.known, questions)
+        scores = self.counted_looks.scores_of(look.known, questions)
         return KnownScores(scores=scores * unit.factor, missing=look.known.missing)
 
 

@@ -163,7 +163,16 @@ def run(
         expanded(out or OUTPUTS / name / time.strftime("%Y-%m-%d_%H-%M-%S"), "out")
     )
     settings = RunSettings(
-        **_common(candidates, merge, tracker, name, seed, Path(store), folder, folder / "soup"),
+        **_common(
+            candidates,
+            merge,
+            tracker,
+            name,
+            seed,
+            Path(store),
+            run_dir=folder,
+            out=folder / "soup",
+        ),
         optimiser=optimiser or Adaptive(),
         benchmark=_benchmark(items),
         scores=MeasuredScores(),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from souping.checkpoints.header import ITEM
 from souping.checkpoints.layouts import rules_of
@@ -24,13 +24,10 @@ from souping.core.types import (
     UserError,
     frozen,
 )
+from souping.merge.backend import MergeBackend
 from souping.report.format import in_words
 from souping.runs.settings import RunSettings
 from souping.soups.serving import scratch_place
-
-if TYPE_CHECKING:
-    from souping.core.protocols import Evaluator
-    from souping.merge.backend import MergeBackend
 
 PROGRAM = 1_500_000_000
 """Bytes of Python, torch and transformers themselves, with the buffers of a soup that is mixed block by block."""
@@ -159,7 +156,8 @@ def check_machine(run: RunSettings, evaluators: Sequence[Evaluator]) -> None:
 
 def check_soup(run: RunSettings, written: int) -> None:
     """Refuse a run whose soup, of which an open pool says the bytes, does not fit on its disk (UserError)."""
-    _refuse_lacks(_disks(run, (), written, run.out, scratch=0))
+    # Downloads are over, and `check_machine` had room for the temporary soup.
+    _refuse_lacks(_disks(run, (), written, place=run.out, scratch=0))
 
 
 def _refuse_lacks(requirements: Iterable[Requirement]) -> None:

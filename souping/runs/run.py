@@ -112,7 +112,7 @@ class Run(Steps):
         self.workers = prepared.workers
         self.evaluations = prepared.evaluations
         self.evaluation = prepared.evaluations[OWN_BENCHMARK]
-        self.searched = prepared.searched
+        self.search_evaluation = prepared.search_evaluation
         # What a reader of the report must know; grows until the run ends.
         self.notes: list[str] = []
         self.counted_looks = CountedLooks(store)
@@ -215,12 +215,13 @@ class Run(Steps):
             raise UserError(
                 f"{sentence}\nthe answers are in the store; expected_mismatch=warn continues"
             )
+        # The table was printed in its place.
         self.notes.append(sentence)
         return expected_check
 
     def select(self, stage: Stage | None) -> Selected:
         """The ingredients by the candidates' answers or, without a stage, by published scores, and the power of the
-        test."""
+        test. The run's first score table is made here."""
         answers = dict[str, ItemScores]()
         if stage is not None:
             self._remember_choice("select")
@@ -267,14 +268,14 @@ class Run(Steps):
             self.progress.say(
                 f"{ingredients[0]} is the expert for every category: there is nothing to soup"
             )
-            winner = self.find_weights(self.searched, selected, log)
+            winner = self.find_weights(self.search_evaluation, selected, log)
             searched = Searched(selected=selected, winner=winner)
         else:
             # A stage of its own on the terminal: the search finds these answers in the store.
             if stage := self.ingredient_stage(ingredients):
                 self.evaluate_stage(stage)
             self._announce(ingredients)
-            winner = self.find_weights(self.searched, selected, log)
+            winner = self.find_weights(self.search_evaluation, selected, log)
             searched = with_goals(self, selected, winner, log)
         self._say_choice(searched)
         return searched
@@ -449,6 +450,7 @@ class Run(Steps):
         winner = state.searched.winner
         ingredients = state.searched.selected.selection.ingredients
         scores = state.measured[OWN_BENCHMARK]
+        # The soup is the last row (`Steps.contenders`).
         *others, soup = state.contenders
         # A router that is one of the models has its measured scores.
         if state.router is not None and len(ingredients) > 1:

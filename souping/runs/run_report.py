@@ -36,7 +36,7 @@ from souping.report.content import (
 from souping.report.format import escape_markdown
 from souping.report.recipe import RecipeSummary, recipe_summary
 from souping.report.run_files import search_summary, selection_summary
-from souping.runs.goals import guard_checks, guard_names
+from souping.runs.goals import guard_checks, possible_guards
 from souping.runs.settings import RunSettings
 from souping.runs.state import Reported, Searched
 from souping.runs.steps import Steps
@@ -172,7 +172,7 @@ def _guards(steps: Steps, state: Reported) -> GuardsResult | None:
         state.measured,
         claim=verdict.claim if verdict else "",
         look=state.look,
-        names=guard_names(steps),
+        possible=possible_guards(steps),
     )
     return replace(searched.guards, checks=tuple(checks))
 

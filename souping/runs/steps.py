@@ -207,10 +207,10 @@ class Steps:
         """The soup, and the best candidate by the scores in `stage`: nothing is chosen after this step."""
         self.evaluate_stage(stage)
         # Without scores, any candidate stands for the best one.
-        return self.frozen(searched, self.pool.names[0])
+        return self.freeze(searched, self.pool.names[0])
 
-    def frozen(self, searched: Searched, best: str) -> Frozen:
-        """A run whose choices are made. Its report has no content yet."""
+    def freeze(self, searched: Searched, best: str) -> Frozen:
+        """The state of a run whose choices are made; `best` is the best candidate. Its report has no content yet."""
         report = Report(name=self.settings.name)
         return Frozen(searched=searched, choices=Choices(best=best), report=report)
 

@@ -73,9 +73,9 @@ def _summary(size: int, benchmark: str) -> str:
 
 
 def _rebuild(recipe: RecipeSummary, command: str | None, folder: Path) -> list[str]:
-    """Section on how the soup is made again.
+    """Section on how the soup is made again: by the run's `command`, in the folder where the run was started.
 
-    `command` is that of the run, for the folder where the run was started; an upload replaces it by a public one.
+    Without a command or an absolute `folder`, as in an upload, by the command for a copy from the Hub.
     """
     absent = [name for name in recipe.ingredients if name not in (recipe.sources or {})]
     text = REBUILD

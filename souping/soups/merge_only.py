@@ -121,7 +121,7 @@ def merge(settings: MergeSettings) -> Path | None:
             _show_upload(settings, pool.merge_pool, recipe)
             return None
         with Throughput("soup") as progress:
-            # All digests were known.
+            # All digests are known: so is the recipe.
             if not pool.hashes_later:
                 card = {CARD: _card(settings, recipe, pool.merge_pool)}
                 return pool.merge_pool.write(
@@ -495,6 +495,7 @@ def verify(pool: RunPool, recipe: Recipe, out: Path) -> None:
         TemporaryDirectory(prefix=STORED_SOUP_PREFIX, dir=place) as folder,
         hold_folder(Path(folder)),
     ):
+        # Without `extra_files` it has no card, which may have changed since.
         copy = pool.merge_pool.write(recipe, Path(folder) / "soup")
         for path in sorted(copy.rglob("*")):
             if not path.is_file() or path.name == RECIPE:

@@ -61,42 +61,43 @@ class FetchedCandidates:
 
 
 def fetch_candidates(
-    candidates: Sequence[Candidate],
+    models: Sequence[Candidate],
+    count: int,
     merge: MergeBackend,
     aside: Aside = nullcontext,
     tokenizers: bool = False,
 ) -> FetchedCandidates:
-    """The candidates as folders, with notes for the report.
+    """The models, of which the first `count` are the candidates, as folders, with notes for the report.
 
     The Hub's models are fetched; with `tokenizers`, one without a tokenizer is refused before its weights are fetched.
 
     Raises:
-        UserError: a candidate is neither a folder nor a model that can be fetched, they do not fit each other by their
+        UserError: a model is neither a folder nor one that can be fetched, they do not fit each other by their
             headers, or the disk is too small; nothing large was fetched then.
     """
-    hub_names = _hub_names(candidates)
-    like = like_of(candidates)
+    hub_names = _hub_names(models)
+    like = like_of(models)
     if like is not None:
         like = folder_of(str(like), merge.allow_pickle, aside)
 
     def check(folders: Folders) -> None:
         """Check the pool once the small files of the Hub's models are in `folders`."""
-        pool = {c.name: folders.get(c.name, c.path) for c in candidates}
+        pool = {model.name: folders.get(model.name, model.path) for model in models}
         _check_headers(pool, merge, like, tokenizers)
 
     fetched: Mapping[str, hub.Fetched] = {}
     if hub_names:
         with aside(), Throughput("download") as report:
             fetched = hub.fetch(hub_names, merge.allow_pickle, check, report)
-    models = []
-    for candidate in candidates:
-        candidate = replace(candidate, like=like)
-        if model := fetched.get(candidate.name):
-            candidate = replace(candidate, path=model.folder, source=str(model.name))
-        models.append(candidate)
-    notes = tuple(model.note for model in fetched.values() if model.note)
-    merge = with_base(merge, [model.path for model in models], aside)
-    return FetchedCandidates(models=tuple(models), count=len(models), merge=merge, notes=notes)
+    local = []
+    for model in models:
+        model = replace(model, like=like)
+        if copy := fetched.get(model.name):
+            model = replace(model, path=copy.folder, source=str(copy.name))
+        local.append(model)
+    notes = tuple(copy.note for copy in fetched.values() if copy.note)
+    merge = with_base(merge, [model.path for model in local], aside)
+    return FetchedCandidates(models=tuple(local), count=count, merge=merge, notes=notes)
 
 
 def _hub_names(candidates: Iterable[Candidate]) -> dict[str, hub.HubName]:
@@ -240,10 +241,10 @@ class RunPool:
             pick(merge.tokenizer_from, [c.name for c in candidates], "merge.tokenizer_from")
         models = (*candidates, *further_models)
         local = [from_bucket(model, merge.allow_pickle, stream, aside) for model in models]
-        fetched = fetch_candidates(local, merge, aside, tokenizers=tokenizers)
+        fetched = fetch_candidates(local, len(candidates), merge, aside, tokenizers=tokenizers)
         if hashes is None:
             hashes = {} if store is None else store.hashes
-        pool = cls(replace(fetched, count=len(candidates)), hashes, store, hash_later)
+        pool = cls(fetched, hashes, store, hash_later)
         pool.take_fingerprints()
         return pool
 
@@ -280,8 +281,9 @@ class RunPool:
 
     def take_fingerprints(self) -> None:
         """Hash the candidates, unless `write_late` does, and let the store remember where they are."""
-        # `models` hashes those without a known digest.
-        if self.models and not self.hashes_later:
+        # Hashes files without a known digest or gives them stand-ins, which `hashes_later` looks for.
+        _ = self.models
+        if not self.hashes_later:
             self._note(self.merge_pool.known_folders)
 
     @cached_property

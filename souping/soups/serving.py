@@ -51,7 +51,7 @@ class SoupServer:
         # made as they are taken.
         if form == "module":
             _ = model.module
-        # What takes none was refused (`check_adapters`).
+        # `check_adapters` has refused evaluators that take no adapters.
         elif self._pool.adapter_shape:
             _ = model.adapter
         # A candidate has no chunks (`stream`): it is loaded from its folder.

@@ -193,6 +193,20 @@ class TestClaims:
         assert number(counted_looks, claim(HALF, ITEMS)) == 2
         assert number(counted_looks, claim(OTHER, make_items(20)[-1:])) == 2
 
+    @pytest.mark.parametrize("table", ["members", "contents"])
+    def test_a_set_that_lost_items_counts_as_a_deleted_row_for_each_look_and_search(
+        self, counted_looks: CountedLooks, store: Store, table: str
+    ) -> None:
+        number(counted_looks, claim(HALF, ITEMS))
+        number(counted_looks, claim(OTHER, ITEMS))
+        counted_looks.note_search(["f-a"], ITEMS)
+        counted_looks.note_view("another", [item.prompt_digest for item in ITEMS[:2]])
+        assert counted_looks.deleted() == 0
+        with store.writing() as db:
+            db.execute(f"DELETE FROM {table}")
+        assert counted_looks.deleted() == 3
+        assert number(counted_looks, claim(recipe(0.1, 0.9), MANY)) == 1 + 3
+
     def test_nothing_is_counted_before_it_is_shown(self, counted_looks: CountedLooks) -> None:
         crashed = claim(HALF, ITEMS)
         assert counted_looks.items_of(crashed) == tuple(ITEMS)
@@ -431,7 +445,7 @@ class TestKnownModels:
         assert look.number == 2
         assert {*look.known.soups} == {soup.fingerprint for soup in (HALF, *soups)}
         questions = [item.answer_digest for item in ITEMS]
-        scores = counted_looks.known_scores(look.known, questions)
+        scores = counted_looks.scores_of(look.known, questions)
         assert scores.shape == (4, len(ITEMS))
         assert np.isfinite(scores).sum(axis=1).tolist() == [3] * 4
 

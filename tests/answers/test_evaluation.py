@@ -134,7 +134,7 @@ class Keeping(Hosting):
     key: str
     rows: list[int]
 
-    def stored(self, soup: str, items: Sequence[Item]) -> None:
+    def release(self, soup: str, items: Sequence[Item]) -> None:
         self.rows.append(len(self.store.load(soup, self.key)))
 
 

@@ -66,7 +66,7 @@ def test_an_evaluator_by_command_conforms(model: Any, tmp_path: Path) -> None:
     one = evaluator(tmp_path, answers())
     check_evaluator(one, model, ITEMS)
     assert one.needs() == []
-    one.hosting.stored("soup", ITEMS)
+    one.hosting.release("soup", ITEMS)
     assert list((tmp_path / "kept").iterdir()) == []
     assert [record.output for record in one.evaluate(model, ITEMS)] == ["done"] * 4
 
@@ -138,7 +138,7 @@ def test_the_output_of_a_command_that_failed_is_kept(
     assert len(str(refused.value).splitlines()) == 2
     repeated = evaluator(tmp_path, answers())
     assert [r.item for r in repeated.evaluate(model, ITEMS)] == [item.id for item in ITEMS]
-    repeated.hosting.stored("soup", ITEMS)
+    repeated.hosting.release("soup", ITEMS)
     kept = int(str(refused.value).splitlines()[1].split()[0])
     assert calls(tmp_path) == ["4", str(4 - kept)]
     assert list((tmp_path / "kept").iterdir()) == []
@@ -178,7 +178,7 @@ def test_logs_stay_until_their_answers_are_stored(model: Any, tmp_path: Path) ->
     again = evaluator(tmp_path, answers())
     assert len(again.evaluate(model, ITEMS)) == 4
     assert calls(tmp_path) == ["4"]
-    again.hosting.stored("soup", ITEMS)
+    again.hosting.release("soup", ITEMS)
     assert list((tmp_path / "kept").iterdir()) == []
 
 
@@ -188,7 +188,7 @@ def test_logs_of_items_that_are_not_stored_stay(model: Any, tmp_path: Path) -> N
     first.close()
     second = evaluator(tmp_path, answers())
     second.evaluate(model, ITEMS[:1])
-    second.hosting.stored("soup", ITEMS[:1])
+    second.hosting.release("soup", ITEMS[:1])
     assert len(evaluator(tmp_path, answers()).evaluate(model, ITEMS)) == 4
     assert calls(tmp_path) == ["4"]
 
@@ -198,10 +198,10 @@ def test_two_runs_leave_each_others_attempts_alone(model: Any, tmp_path: Path) -
     for run in runs:
         run.evaluate(model, ITEMS)
     assert calls(tmp_path) == ["4", "4"]
-    runs[0].hosting.stored("soup", ITEMS)
+    runs[0].hosting.release("soup", ITEMS)
     (attempt,) = (tmp_path / "kept").iterdir()
     assert (attempt / "out" / "log.csv").is_file()
-    runs[1].hosting.stored("soup", ITEMS)
+    runs[1].hosting.release("soup", ITEMS)
     assert list((tmp_path / "kept").iterdir()) == []
 
 

@@ -28,7 +28,7 @@ from souping.runs.goals import (
     declared,
     failed_elsewhere,
     guard_checks,
-    guard_names,
+    possible_guards,
 )
 from souping.runs.steps import Stage
 from souping.search.loop import SearchResult, result_of
@@ -122,7 +122,7 @@ def test_a_guard_may_be_any_name_with_any_candidate() -> None:
     settings = run_settings(candidates="abcd", objective=Tree(tree=[{"xy": ["x", "y"]}, "z"]))
     items = tuple(make_items(per_category=1, categories=("x", "y", "z")))
     steps = named_steps(settings, splits={"search": items}, extra={"more": items})
-    assert guard_names(steps) == 24
+    assert possible_guards(steps) == 24
 
 
 def test_a_run_shows_its_front_and_holds_the_chosen_soup_to_its_guards(
@@ -170,7 +170,7 @@ def test_guards_are_corrected_for_the_models_that_were_known_and_for_names_if_th
         known = KnownModels(("x",), missing=2)
         look = Look(number=2, first=False, known=known, guards=declared_guards)
         measured = {"": scores}
-        return guard_checks(admission, picked, reference.recipe, measured, claim, look, names=24)
+        return guard_checks(admission, picked, reference.recipe, measured, claim, look, possible=24)
 
     # The soup, one known model and two without answers.
     first = checks("better_than_every_candidate", declared(admission))
