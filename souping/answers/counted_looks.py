@@ -362,10 +362,10 @@ def _deleted(db: sqlite3.Connection) -> int:
     query = "SELECT item_set, fingerprint FROM members JOIN contents ON content = contents.id"
     for item_set, prompt_digest in db.execute(query):
         members.setdefault(item_set, []).append(prompt_digest)
+    whole = {item_set for item_set, digests in members.items() if _set_number(digests) == item_set}
+    whole.add(_set_number(()))
     query = "SELECT item_set FROM counted_looks UNION ALL SELECT item_set FROM searches"
-    for (item_set,) in db.execute(query):
-        deleted += _set_number(members.get(item_set, ())) != item_set
-    return deleted
+    return deleted + sum(item_set not in whole for (item_set,) in db.execute(query))
 
 
 def _insert_counted(db: sqlite3.Connection, table: str, *values: str | float) -> None:
