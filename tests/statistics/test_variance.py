@@ -111,17 +111,20 @@ def test_sampled_answers_are_part_of_the_variance_over_items() -> None:
         name: Answers.of(runs(2, seed), noise=noise[name]) for seed, name in enumerate("ab", 6)
     }
     table = ScoreTable.of(ITEMS, answers)
-    total = sum(float((WEIGHTS**2 * noise[name].sum(axis=0)).sum()) / 4 for name in "ab")
-    assert answer_variance(table, 1.0, "a", "b") == pytest.approx(total)
-    assert answer_variance(table, total / 2, "a", "b") == total / 2
-    one = float((WEIGHTS**2 * noise["a"].sum(axis=0)).sum()) / 4
-    assert answer_variance(table, 1.0, "a") == pytest.approx(one)
+    # The mean of 2 runs has 1 / 2^2 of the sum of their variances.
+    each = {name: float((WEIGHTS**2 * noise[name].sum(axis=0)).sum()) / 4 for name in "ab"}
+    total = each["a"] + each["b"]
+    assert answer_variance(table, math.inf, "a") == pytest.approx(each["a"])
+    assert answer_variance(table, math.inf, "a", "b") == pytest.approx(total)
+    # It is never above the variance over items.
+    ceiling = total / 2
+    assert answer_variance(table, ceiling, "a", "b") == ceiling
     parts = split_variance(table, "a", "b")
     items = over_items(table.mean("a") - table.mean("b"))
     assert parts.answers == pytest.approx(min(items, total))
     assert parts.items == pytest.approx(items - min(items, total))
     unknown = ScoreTable.of(ITEMS, {**answers, "a": Answers.of(runs(2, 6))})
-    assert answer_variance(unknown, 1.0, "a", "b") is None
+    assert answer_variance(unknown, math.inf, "a", "b") is None
 
 
 def test_runs_differ_by_bartletts_test() -> None:
