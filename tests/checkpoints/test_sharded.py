@@ -222,27 +222,27 @@ def test_every_layout_is_souped_and_written_back_where_it_can_be(
     written: Path, tmp_path: Path
 ) -> None:
     wanted = average(written)
-    for first, second, key in (
-        ("fsdp/checkpoint-10", "fsdp/checkpoint-20", "model"), ("tp/step-0", "tp/step-1", None),
-        ("model/0", "model/1", "model"), ("shards/0", "shards/1", ""), ("inner/0", "inner/1", "hf"),
-        ("ranks/global_step_0", "ranks/global_step_1", "hf"),
+    for first, second, written_as in (
+        ("fsdp/checkpoint-10", "fsdp/checkpoint-20", "dcp"), ("tp/step-0", "tp/step-1", "dcp"),
+        ("model/0", "model/1", "dcp"), ("shards/0", "shards/1", "safetensors"), ("inner/0", "inner/1", "hf only"),
+        ("ranks/global_step_0", "ranks/global_step_1", "hf only"),
     ):  # fmt: skip
         pool = {"a": written / first, "b": written / second}
         name = first.partition("/")[0]
         made = load(soup(pool, tmp_path / name / "hf", written / "plain" / "0"))
         assert all(same_bits(made[n], value) for n, value in wanted.items())
-        if key == "hf":
+        if written_as == "hf only":
             with pytest.raises(UserError, match=r"merge\.format=hf"):
                 soup(pool, tmp_path / name / "same", format="same")
             continue
         same = soup(pool, tmp_path / name / "same", format="same")
-        if key == "":
+        if written_as == "safetensors":
             again = tensors(Checkpoint.open(same, like=Like(stored=True)))
             assert all(same_bits(again[n], value) for n, value in wanted.items())
             continue
         inner = same / "pytorch_model_fsdp_0" if name == "fsdp" else same
         state = read_by_torch(inner, tmp_path)
-        state = state[key] if key else state
+        state = state.get("model", state)
         assert all(same_bits(state[n], value) for n, value in wanted.items())
     assert not list(tmp_path.rglob("*.part-*"))
 
@@ -449,9 +449,11 @@ def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
         def fetch(file: str, into: Any, offset: int, files: dict[str, bytes] = files) -> None:
             into[:] = np.frombuffer(files[file], np.uint8)[offset : offset + len(into)]
 
+        # Two copies of the whole with its axes in another order, counted by one more axis at any place.
+        # An axis is (size, step within a source, jump from source to source).
         order = rng.sample(range(len(shape)), len(shape))
         axes = tuple((shape[d], row_major(shape)[d], 0) for d in order)
-        at = rng.randint(0, len(shape))  # where the axis is that counts two sources
+        at = rng.randint(0, len(shape))
         turned = View((2, *shape), ("w", "w"), 0, (*axes[:at], (2, 0, 1), *axes[at:]))
         wanted = np.stack([whole.transpose(order)] * 2, at).ravel()
         start = rng.randrange(len(wanted))
@@ -459,6 +461,7 @@ def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
         out = np.empty(2 * count, np.uint8)
         turned.read(start, out, stored, fetch)
         assert np.array_equal(out.view(np.uint16), wanted[start : start + count])
+        # The stored tensor as it is, from an element on to its end.
         plain = np.empty(2 * (whole.size - start % whole.size), np.uint8)
         arrange(plain, 2, View.of("w", shape).read(start % whole.size, plain, stored, fetch))
         assert np.array_equal(plain.view(np.uint16), whole.ravel()[start % whole.size :])

@@ -329,6 +329,7 @@ def run(
     table: Table,
     known: Mapping[Weights, ItemScores] | None = None,
 ) -> tuple[SearchResult, list[Trial]]:
+    """The result of a search, and its trials as they were reported."""
     heard: list[Trial] = []
     found = SearchRun(
         optimiser,

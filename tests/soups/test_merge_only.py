@@ -156,7 +156,7 @@ def test_a_recipe_with_values_of_other_kinds_is_refused(
         "settings": {},
         **change,
     }
-    # an edit that hides itself
+    # Somebody who edits a recipe may renew its id too.
     with suppress(TypeError, ValueError, AttributeError, OverflowError):
         table["id"] = Recipe.from_dict(table).id if table["id"] == "x" else table["id"]
     (tmp_path / "r.json").write_text(json.dumps(table))
