@@ -85,12 +85,11 @@ def covered(seed: int, number: int, size: int = 1) -> tuple[float, float]:
     trials = find_weights(
         Adaptive(),
         Mean(),
-        number,
-        pool,
-        Answers(world, items, rng),
-        world.names,
-        items,
-        lambda trial: None,
+        seed=number,
+        pool=pool,
+        evaluation=Answers(world, items, rng),
+        ingredients=world.names,
+        items=items,
     ).trials
     goals = resolve_goals(["c0", "c1"], ["c0", "c1"], {}, POINTS)
     front = Front(goals, items, Adaptive().points(3), trials)
@@ -113,6 +112,7 @@ LOSSES = {"nothing": 0.0, "the margin": MARGIN, "twice the margin": 2 * MARGIN}
 
 
 def items_of(layout: Layout, half: str) -> list[Item]:
+    """Items of a layout; the two halves of a run share no group."""
     items = []
     for n, (category, group) in enumerate(zip(layout.categories, layout.groups, strict=True)):
         items.append(
@@ -133,6 +133,7 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
     layout = world.layout
     count = len(layout.categories)
     items = (*items_of(layout, "known"), *items_of(layout, "search"))
+    # The candidates have answered as many items of their own before the search begins.
     twice = Layout(
         np.tile(layout.categories, 2),
         np.concatenate([layout.groups, layout.groups + layout.groups.max() + 1]),
@@ -151,13 +152,12 @@ def run(world: GuardedWorld, seed: int, number: int) -> tuple[bool, bool, float]
     found = find_weights(
         Adaptive(),
         Mean(),
-        number,
-        pool,
-        answers,
-        world.names,
-        search,
-        lambda trial: None,
-        admission.bounds,
+        seed=number,
+        pool=pool,
+        evaluation=answers,
+        ingredients=world.names,
+        items=search,
+        bounds=admission.bounds,
     )
     found, _ = admitted(POINTS, found, best_first(found), admission, reference, Mean())
     uniform = answers.scores(pool.recipe(dict.fromkeys(world.names, 1 / len(world.names))), search)
