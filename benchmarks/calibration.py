@@ -266,7 +266,8 @@ def families(repetitions: int) -> list[str]:
     for ahead in (0.0, 0.02):
         world = partial(five_models, ahead=ahead)
         label = f"five models, the first {100 * ahead:.0f} points ahead"
-        lines.append(family_line(label, world, ahead > 0, [5, int(1000 * ahead)], repetitions))
+        seed = [5, int(1000 * ahead)]
+        lines.append(family_line(label, world, seed, repetitions, first_is_best=ahead > 0))
     return lines
 
 
@@ -279,17 +280,22 @@ def families_of_runs(repetitions: int) -> list[str]:
             numbers = ", ".join(map(str, runs))
             label = f"five models of {numbers} runs, the first {100 * ahead:.0f} points ahead"
             seed = [13, *runs, int(1000 * ahead)]
-            lines.append(family_line(label, world, ahead > 0, seed, repetitions))
+            lines.append(family_line(label, world, seed, repetitions, first_is_best=ahead > 0))
     return lines
 
 
 def family_line(
     label: str,
     world: Callable[[Rng], ScoreTable],
-    first_is_best: bool,
     seed: Sequence[int],
     repetitions: int,
+    *,
+    first_is_best: bool,
 ) -> str:
+    """A line on five models, of which the first is the best one or all are equal.
+
+    `missed` counts models: equal ones are all best, so the one best model of a world counts as five.
+    """
     names = tuple("abcde")
     better = worse = missed = size = 0
     for number in range(repetitions):
@@ -313,7 +319,7 @@ def family_line(
         )
     return (
         f"- {label}: {claims}the best set misses a best model in "
-        f"{20 * missed / repetitions:.2f} % and holds {size / repetitions:.1f} models"
+        f"{100 * missed / (5 * repetitions):.2f} % and holds {size / repetitions:.1f} models"
     )
 
 

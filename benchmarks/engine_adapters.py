@@ -148,11 +148,9 @@ def as_adapters(
 ) -> int:
     """Print how adapters compare with full models; the number of soups that a check refuses."""
     pool = pool_of(place)
-    weights_of = LoadedWeights()
     for name in NAMES:
-        recipe = pool.recipe({name: 1.0})
-        engine.take_adapter(pool.write(recipe, place / f"alone-{name}"), name)
-        weights_of.check(recipe, engine.sample_weights(), False)
+        pool.write(pool.recipe({name: 1.0}), place / f"alone-{name}")
+    known = with_candidates(engine, pool, place)
     seconds = list[float]()
     checks = list[float]()
     equal = 0
@@ -164,7 +162,7 @@ def as_adapters(
         engine.take_adapter(pool.write(recipe, place / f"soup-{number}"), recipe.id)
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
-        refused += error_of(weights_of, pool, weights, engine) is not None
+        refused += error_of(known, pool, weights, engine) is not None
         checks.append(time.perf_counter() - start)
         full_answers, full_logprobs = expected[number]
         equal += sum(map(same, answers(engine, prompts, recipe.id), full_answers))
@@ -182,6 +180,15 @@ def as_adapters(
     return refused
 
 
+def with_candidates(engine: Vllm, pool: CandidatePool, place: Path) -> LoadedWeights:
+    """A checker that knows each candidate's values: it keeps those of a model that the engine holds alone."""
+    known = LoadedWeights()
+    for name in NAMES:
+        engine.take_adapter(place / f"alone-{name}", name)
+        known.check(pool.recipe({name: 1.0}), engine.sample_weights(), stored=False)
+    return known
+
+
 def same(a: tuple[list[int], str], b: tuple[list[int], str]) -> bool:
     return a == b
 
@@ -193,8 +200,9 @@ def described(seconds: Sequence[float]) -> str:
 def error_of(
     known: LoadedWeights, pool: CandidatePool, weights: dict[str, float], engine: Vllm
 ) -> str | None:
+    """What the checker says against the soup of these weights; None if the engine holds it."""
     try:
-        known.check(pool.recipe(weights), engine.sample_weights(), False)
+        known.check(pool.recipe(weights), engine.sample_weights(), stored=False)
     except UserError as error:
         return str(error)
     return None
@@ -213,12 +221,8 @@ def truncated(place: Path, weights: dict[str, float]) -> None:
 def faults(engine: Vllm, place: Path, count: int) -> int:
     """Print how many faults are refused by the name of a module; the number of those that are not."""
     pool = pool_of(place)
-    known = LoadedWeights()
+    known = with_candidates(engine, pool, place)
     random = Random(1)
-    for name in NAMES:
-        recipe = pool.recipe({name: 1.0})
-        engine.take_adapter(place / f"alone-{name}", name)
-        known.check(recipe, engine.sample_weights(), False)
     missed = 0
     for kind, fault in (("a module without factors", without_module), ("not loaded", not_loaded)):
         found = 0

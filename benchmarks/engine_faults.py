@@ -123,10 +123,10 @@ class Engine:
             folder = pool.candidate_folder(recipe)
             assert folder is not None
             self._vllm.reload(folder)
-            self._weights.check(recipe, self._vllm.sample_weights(), True)
+            self._weights.check(recipe, self._vllm.sample_weights(), stored=True)
 
     def check(self, weights: dict[str, float]) -> None:
-        self._weights.check(self._pool.recipe(weights), self._vllm.sample_weights(), False)
+        self._weights.check(self._pool.recipe(weights), self._vllm.sample_weights(), stored=False)
 
     def answers_to_kept_cache(self, stream: WeightStream, soup: str, openly: bool) -> bool:
         """Load a soup while vLLM does not empty its cache; whether that is refused, or does no harm."""
@@ -222,7 +222,8 @@ class Transformers:
         for name in NAMES:
             recipe = pool.recipe({name: 1.0})
             live.load_soup(recipe)
-            self._weights.check(recipe, sample_weights(self._module.state_dict().items()), True)
+            samples = sample_weights(self._module.state_dict().items())
+            self._weights.check(recipe, samples, stored=True)
 
     def load(self, stream: WeightStream) -> None:
         state = self._module.state_dict()
@@ -238,7 +239,7 @@ class Transformers:
 
     def check(self, weights: dict[str, float]) -> None:
         samples = sample_weights(self._module.state_dict().items())
-        self._weights.check(self._pool.recipe(weights), samples, False)
+        self._weights.check(self._pool.recipe(weights), samples, stored=False)
 
     def run(self, fault: str, name: str) -> None:
         """Load the models and a soup as a run does, with this fault (UserError if it is found)."""
@@ -246,6 +247,7 @@ class Transformers:
         plain = transformers.load_module
 
         def load_but(live: LiveModule, recipe: Recipe) -> None:
+            """Load nothing, or all but one matrix; a fault of `soups` spares candidates."""
             if fault == "nothing loaded":
                 return
             place = live._module.state_dict()[name]
@@ -277,7 +279,7 @@ def serve_run(
     pool: CandidatePool, evaluator: Evaluator, fault: str, load: Callable[[LoadedModel], object]
 ) -> None:
     """Load each model and then a soup of all."""
-    first = pool.stored_values(NAMES[0], False)
+    first = pool.stored_values(NAMES[0], update=False)
     one_file = mock.patch.object(type(pool), "stored_values", return_value=first)
     with one_file if fault.endswith("one file read for all by the check") else nullcontext():
         server = SoupServer(pool)

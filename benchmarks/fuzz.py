@@ -84,21 +84,22 @@ def targets(root: Path) -> Iterator[tuple[str, Path, Path, int]]:
     shutil.copytree(DATA / "tp" / "step-1", root / "dcp")
     yield "metadata", root / "dcp", root / "dcp" / ".metadata", 1 << 30
     yield "archive", root / "dcp", root / "dcp" / "__0_0.distcp", 2000
-    for name, place in (("shards", "shard-00001-model-00001-of-00001.safetensors"), ("ranks", "")):
-        shutil.copytree(DATA / name, root / name)
-        folder = root / name
-        file = folder / place if place else next(folder.glob("*_rank_0.pt"))
-        size = 8 + int.from_bytes(file.read_bytes()[:8], "little") if place else 1 << 30
-        yield name, folder, file, size
+    shards = Path(shutil.copytree(DATA / "shards", root / "shards"))
+    shard = shards / "shard-00001-model-00001-of-00001.safetensors"
+    yield "shards", shards, shard, header_size(shard)
+    ranks = Path(shutil.copytree(DATA / "ranks", root / "ranks"))
+    yield "ranks", ranks, next(ranks.glob("*_rank_0.pt")), 1 << 30
     for name in ("config.json", "model.safetensors"):
         folder = Path(shutil.copytree(FP8, root / f"fp8 {name}"))
-        start = folder / name
-        size = (
-            1 << 30
-            if name == "config.json"
-            else 8 + int.from_bytes(start.read_bytes()[:8], "little") + 1000
-        )
-        yield folder.name, folder, start, size
+        file = folder / name
+        # Of the weights, some values too: they may be scales.
+        size = 1 << 30 if name == "config.json" else header_size(file) + 1000
+        yield folder.name, folder, file, size
+
+
+def header_size(file: Path) -> int:
+    """Bytes before the values of a safetensors file."""
+    return 8 + int.from_bytes(file.read_bytes()[:8], "little")
 
 
 def attempt(folder: Path, out: Path) -> str:

@@ -55,6 +55,7 @@ ROWS: tuple[Any, ...] = (
 
 
 def name(rng: random.Random, text: str) -> str:
+    """Another name: with a character more or less, endless, of another layer, or of another kind."""
     at = rng.randrange(len(text) + 1)
     odd = chr(rng.choice([0, 10, 46, 48, 91, 123, 125, 0x202E, 0xD800]))
     return rng.choice([
@@ -70,32 +71,29 @@ def shape(rng: random.Random, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def tensors(rng: random.Random, _: Path) -> None:
+    """Map tensors of which one to three have another name or shape, or are there twice; config and model may differ."""
     config, known = rng.choice(CASES)
     shapes = dict(known)
     for key in rng.sample(list(shapes), min(len(shapes), rng.randint(1, 3))):
         value = shapes[key] if rng.random() < 0.5 else shapes.pop(key)
-        shapes[name(rng, key) if rng.random() < 0.6 else key] = (
-            shape(rng, value) if rng.random() < 0.6 else value
-        )
+        changed = name(rng, key) if rng.random() < 0.6 else key
+        shapes[changed] = shape(rng, value) if rng.random() < 0.6 else value
     if rng.random() < 0.4:
         config = {**config, rng.choice(list(config)): rng.choice(VALUES)}
     like = {key: shape(rng, value) if rng.random() < 0.1 else value for key, value in PLAIN.items()}
-    native = {
-        key: (rng.choice(["F32", "F32", "F32", "BF16"]), value) for key, value in shapes.items()
-    }
+    dtypes = ["F32", "F32", "F32", "BF16"]
+    native = {key: (rng.choice(dtypes), value) for key, value in shapes.items()}
     mapped = map_names(native, config, like if rng.random() < 0.3 else None)
     described(mapped, native)
 
 
 def rules(rng: random.Random, folder: Path) -> None:
+    """Map tensors by a file of rules with a wrong character, or with a wrong entry in a row or in the table."""
     text = rng.choice([path for path in RULES.glob("*.json") if path.stem != "common"]).read_text()
     if rng.random() < 0.5:
         at = rng.randrange(len(text))
-        text = (
-            text[:at]
-            + rng.choice(["", '"', "{", "[", "]", "\\", "\0", "9" * 400])
-            + text[at + rng.randrange(3) :]
-        )
+        odd = rng.choice(["", '"', "{", "[", "]", "\\", "\0", "9" * 400])
+        text = text[:at] + odd + text[at + rng.randrange(3) :]
     else:
         table = json.loads(text)
         row = rng.choice(table["rules"])
@@ -115,6 +113,7 @@ def rules(rng: random.Random, folder: Path) -> None:
 
 
 def attempt(change: Callable[[random.Random, Path], None], rng: random.Random, folder: Path) -> str:
+    """What became of a mutation; any end but a mapping or a refusal in one short line is a fault."""
     try:
         change(rng, folder)
     except UserError as error:

@@ -285,6 +285,7 @@ def over_families(
 
 
 def _jackknife(value: float, without: FloatArray, sizes: IntArray) -> Estimate:
+    """A value with its interval, by leaving out one group after another; groups of unequal `sizes` (Busing 1999)."""
     if not np.isfinite(value) or not np.isfinite(without).all() or np.ptp(without) <= FLAT:
         return Estimate(value=value)
     groups = len(sizes)

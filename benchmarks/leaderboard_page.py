@@ -39,7 +39,7 @@ class Measured:
 
 
 def percent(estimate: Estimate | None, least: float = 0.0, sign: bool = False) -> str:
-    """A share in percent with its interval, cut off where no share can be."""
+    """A share in percent with its interval, cut off at 100 % and at `least`: -1 for a difference of shares."""
     if estimate is None or not np.isfinite(estimate.value):
         return DASH
     pattern = "{:+.1f}" if sign else "{:.1f}"
@@ -115,10 +115,10 @@ def pair_row(measured: Measured, subsets: Subsets) -> list[str]:
         plain(numbers["range"]),
         percent(numbers["absolute"]),
         chance(numbers),
-        percent(numbers.get("excess"), -1.0, sign=True),
+        percent(numbers.get("excess"), least=-1.0, sign=True),
         percent(numbers["signed"]),
         chance(numbers, "signed chance"),
-        percent(numbers.get("signed excess"), -1.0, sign=True),
+        percent(numbers.get("signed excess"), least=-1.0, sign=True),
         percent(numbers.get("disattenuated")),
         percent(numbers.get("estimable")),
     ]
@@ -171,8 +171,9 @@ def neighbour_sentence(measured: Measured) -> str:
         f"**{measured.board.name}: {beside_chance(numbers['excess'])}.** Among five neighbours by score, "
         f"{percent(numbers['absolute'])} % of the pairs of categories have a correlation between −0.2 and 0.2. "
         f"With one ability per model and one difficulty per item it would be {chance(numbers)} %, a difference of "
-        f"{percent(numbers['excess'], -1.0, sign=True)} points. Below 0.2, negative ones included, are "
-        f"{percent(numbers['signed'])} %, a difference of {percent(numbers['signed excess'], -1.0, sign=True)} points."
+        f"{percent(numbers['excess'], least=-1.0, sign=True)} points. Below 0.2, negative ones included, are "
+        f"{percent(numbers['signed'])} %, a difference of "
+        f"{percent(numbers['signed excess'], least=-1.0, sign=True)} points."
     )
 
 

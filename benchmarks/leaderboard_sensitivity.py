@@ -82,7 +82,7 @@ def page(board: Board, date: str) -> str:
     for name, family_of in (("by maker", family), ("by generation", finer_family)):
         estimate = over_families(board, numbers, family_of)["excess"]
         count = len(set(map(family_of, board.models)))
-        rows.append(f"| {name} | {count} | {percent(estimate, -1.0, sign=True)} |")
+        rows.append(f"| {name} | {count} | {percent(estimate, least=-1.0, sign=True)} |")
     lines = [
         f"# MMLU-Pro: a second ability, and finer families, {date}\n",
         "`python -m benchmarks.leaderboard_sensitivity MMLU-Pro/eval_results`. Pairs of categories with a correlation "

@@ -335,7 +335,7 @@ def three_compared(rng: np.random.Generator) -> bool:
     for single in (0, 1):
         person.counted_looks.note_pairs({person.pair(soup, single): Level(look.number)})
     levels = [person.counted_looks.level_of(person.pair(single, soup)) for single in (0, 1)]
-    assert levels == [Level(1), Level(1)]
+    assert levels == [Level(looks=1), Level(looks=1)]
     return person.better(soup, look, best)
 
 

@@ -98,6 +98,8 @@ class Bench:
         return out
 
     def command(self, what: str, folders: dict[str, Path]) -> list[str]:
+        """The command of a contender: mergekit, `convert` (DCP to folders, then mergekit), OLMo-core's script, ours (of
+        sharded checkpoints `ours_like_SIZE_..`, with the model of that size they are like), or a script beside this."""
         out = str(self.folder / "out")
         paths = [str(path) for path in folders.values()]
         weights = WEIGHTS[len(paths)]
@@ -133,11 +135,9 @@ class Bench:
             pool = ",".join(paths)
             shares = ",".join(map(str, weights))
             words = [f"pool.candidates=[{pool}]", f"optimiser.weights=[{shares}]", f"out={out}"]
-            words += (
-                [f"pool.reference_model={self.folder / 'inputs' / what.split('_')[2] / 'm0'}"]
-                if "_like_" in what
-                else []
-            )
+            if "_like_" in what:
+                size = what.split("_")[2]
+                words.append(f"pool.reference_model={self.folder / 'inputs' / size / 'm0'}")
             return [sys.executable, "-m", "souping", "+experiment=merge", *words]
         return [sys.executable, "-P", str(HERE / f"merge_{what}.py"), out, _text(weights), *paths]
 
@@ -240,16 +240,17 @@ def shards(bench: Bench, rounds: int, size: str) -> None:
     twins = {name: "ours_empty" if name.endswith("empty") else "ours" for name in pools}
     beside(bench, rounds, pools, twins, "safetensors in")
     written = [name for name in pools if name != "ours"]
-    others = {"convert": rows} if bench.mergekit else {}
+    others = {}
+    if bench.mergekit:
+        others["convert"] = rows
+        written.append("convert")
     if bench.olmo:
         others["olmo"] = {name: bench.trained(folder) for name, folder in rows.items()}
     if others:
         contenders = {**others, f"ours_like_{size}_empty": rows}
+        first = next(iter(others))
         bench.say("")
-        beside(
-            bench, 1, contenders, dict.fromkeys(contenders, next(iter(others))), next(iter(others))
-        )
-        written += ["convert"] if bench.mergekit else []
+        beside(bench, 1, contenders, dict.fromkeys(contenders, first), first)
     same = all(bench.written["ours"] == bench.written[name] for name in written)
     bench.say(f"\nBytes of {', '.join(['ours', *written])}: {'equal' if same else 'DIFFERENT'}.")
 

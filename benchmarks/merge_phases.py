@@ -69,6 +69,7 @@ def _unmixed(
 
 
 def _phase(made: MergePlan, stage: Path, arithmetic: bool, cold: bool) -> float:
+    """Seconds of reading, averaging (with `arithmetic`) and writing; `cold`: from the disk and to the disk."""
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
     os.sync()

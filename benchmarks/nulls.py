@@ -135,7 +135,9 @@ def interval(
     if looks > 1 and abs(whole.objective) < 2 * error:
         return -1.0, 1.0, 1.0  # far from the level of any later look
     graded = not np.isin((a, b), (0, 1)).all()
-    intervals = paired_intervals(whole, 1.0, graded=graded, alpha=alpha, draws=DRAWS, seed=seed)
+    intervals = paired_intervals(
+        whole, bound=1.0, graded=graded, alpha=alpha, draws=DRAWS, seed=seed
+    )
     return (*intervals.limits(alpha), intervals.p_value())
 
 
@@ -482,6 +484,7 @@ class Tally:
 
 
 def tally(world: World, repetitions: int, seed: int = 0) -> Tally:
+    """False claims of a contrast in a world where both models are equal."""
     better = worse = 0
     widths = plain = 0.0
     for r in range(repetitions):
@@ -614,7 +617,9 @@ def covers(rng: np.random.Generator, case: Case) -> tuple[bool, ...]:
     one = objective_interval(ModelScores(items=items, values=a), draws=DRAWS)
     deltas = design(b - a, layout.categories, layout.groups, layout.weights)
     alpha = ALPHA / penalty(case.looks)
-    difference_of = paired_intervals(deltas, 1.0, graded=case.graded, alpha=alpha, draws=DRAWS)
+    difference_of = paired_intervals(
+        deltas, bound=1.0, graded=case.graded, alpha=alpha, draws=DRAWS
+    )
     low, high = difference_of.limits(alpha)
     first = layout.categories == 0
     category = rate(ModelScores(items=tables.one_category(layout.groups[first]), values=a[first]))

@@ -162,6 +162,8 @@ class Answers(RecipeEvaluator):
         self._world = world
         self._number = {item.id: n for n, item in enumerate(items)}
         _, group = np.unique(layout.groups, return_inverse=True)
+        # What decides an answer is normal with variance 1: parts of the item, of models on the group, and of models on
+        # the item; between models, the last two have the correlations `alike`.
         mixed = np.linalg.cholesky(world.alike + 1e-12 * np.eye(models))
         own = 1 - world.shared - world.grouped
         self._item = np.sqrt(world.shared) * rng.standard_normal(len(items))
@@ -181,6 +183,7 @@ class Answers(RecipeEvaluator):
         if key not in self._known:
             world = self._world
             weights = self._world.weights(recipe)
+            # Noise by these weights has variance 1 again, and the answer is right below the rate's quantile.
             weights = weights / np.sqrt(weights @ world.alike @ weights)
             latent = self._item + self._group @ weights + self._own @ weights
             self._known[key] = (latent < ndtri(world.rates(recipe))[world.layout.categories]).mean(
@@ -225,7 +228,8 @@ class Pool:
 
 
 class Run(Steps):
-    """Steps of one run; what came of it is in its attributes."""
+    """Steps of one run, and what came of it: its claim, each pair with its true difference, how much better the soup
+    truly is than the best candidate (`deployed`), and the gain that its power promised (if `powered`)."""
 
     def __init__(
         self,

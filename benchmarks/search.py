@@ -92,9 +92,10 @@ class TableWorlds:
         return dict(zip(COLUMNS, rows.T, strict=True))
 
     def _one(self, seed: int, method: ways.Method, share: float | None) -> list[float]:
+        """COLUMNS of one search with this share of the full grid's items, or until it stops by itself."""
         sim = self.sim(seed)
         started = time.process_time()
-        found = method(sim, int(share * sim.full) if share else 0)
+        found = method(sim, int(share * sim.full) if share else 0)  # 0: no budget
         seconds = time.process_time() - started
         cost = sim.spent / sim.full
         regret = sim.regret(found.pick)
@@ -177,6 +178,7 @@ def beside(table: TableWorlds, found: dict[str, np.ndarray], grid: np.ndarray) -
 def summary(
     table: TableWorlds, queries: Sequence[str], found: dict[str, np.ndarray], grid: np.ndarray
 ) -> str:
+    """The row of a table in the summary, with the picks within a point of the best as they are and as stated."""
     near = (found["regret"] <= 1).astype(float)
     stated = f"{found['within'].mean():.2f} / " if np.isfinite(found["within"]).all() else ""
     changes = [query.split(" ", 1)[1] for query in queries]

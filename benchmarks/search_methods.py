@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import logging
 import sys
@@ -112,6 +111,7 @@ def _prefix(members: Sequence[np.ndarray], share: float) -> tuple[int, ...]:
 
 
 def _price(stages: list[tuple[int, ...]], size: int) -> int:
+    """Items that halving takes in these stages, of which each halves the soups that are alive."""
     total = 0
     before = 0
     alive = size
@@ -123,13 +123,10 @@ def _price(stages: list[tuple[int, ...]], size: int) -> int:
 
 
 def _mean(members: Sequence[np.ndarray], known: np.ndarray) -> float:
-    """Objective on what a soup answered."""
+    """Objective on what a soup answered: the mean over the categories of which it answered something, 0 if none."""
     parts = [known[items][np.isfinite(known[items])] for items in members]
-    return (
-        float(np.mean([part.mean() for part in parts if len(part)]))
-        if any(map(len, parts))
-        else 0.0
-    )
+    means = [part.mean() for part in parts if len(part)]
+    return float(np.mean(means)) if means else 0.0
 
 
 def glm(sim: Simulation, budget: int, soups: int = 10) -> Outcome:
@@ -231,8 +228,9 @@ def _sequential(sim: Simulation, budget: int, proposals: Iterator[int]) -> Outco
         soup = next(proposals)
         again += soup in asked
         asked.append(soup)
-    with contextlib.suppress(StopIteration):
-        sim.whole(asked[-1]) if asked else None
+    if asked:
+        # A proposer scores a soup when it is asked for the next one: nobody scored the last.
+        sim.whole(asked[-1])
     return _best(sim, asked)
 
 

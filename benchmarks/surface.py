@@ -73,7 +73,10 @@ def by_search(table: TruthTable, seed: int, items: int) -> tuple[np.ndarray, np.
 
 
 def one(table: TruthTable, seed: int, items: int, asked: str) -> tuple[bool, float, int]:
-    """(covered, mean width, soups asked) of one search."""
+    """(covered, mean width, soups asked) of one search.
+
+    Covered: every true difference to the uniform soup lies in its band.
+    """
     zero = uniform(table)
     if asked == SEARCH:
         drawn, values = by_search(table, seed, items)
@@ -94,6 +97,7 @@ def one(table: TruthTable, seed: int, items: int, asked: str) -> tuple[bool, flo
 
 
 def row(worlds: list[TruthTable], asked: str, given: argparse.Namespace) -> str:
+    """A row of the page: all searches of one table, `asked` as on the command line."""
     found = [
         one(worlds[seed % len(worlds)], seed, given.items, asked) for seed in range(given.seeds)
     ]

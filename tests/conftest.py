@@ -69,6 +69,7 @@ def matrix() -> ScoreMatrix:
 def make_items(
     per_category: int = 40, categories: Sequence[str] = ("w", "x"), scorer: str = "exact"
 ) -> list[Item]:
+    """Items `category-number`, two in a group; FakeEvaluator compares their numbers with a skill."""
     return [
         Item(
             id=f"{c}-{i}",

@@ -98,6 +98,7 @@ def package_arrows() -> dict[str, set[str]]:
 
 
 def upward(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Imports from a room above, of modules and of single names."""
     wrong = []
     for module, tree in modules.items():
         own = room(module)

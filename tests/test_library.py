@@ -7,7 +7,7 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def test_every_name_is_documented() -> None:
 
 @pytest.fixture
 def settings(family: Path, tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a quick run on the tiny family."""
     return {
         "candidates": {name: family / name for name in ("ant", "bee", "cat")},
         "items": family / "items.jsonl",
@@ -73,10 +74,24 @@ def settings(family: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_returns_what_it_writes_and_a_merge_writes_the_same_soup(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     done = souping.run(**settings, optimiser=souping.Uniform())
     pool = settings["candidates"]
+    check_values(done, pool)
+    check_files(done)
     assert done.soup == tmp_path / "run/soup"
+    made = souping.soup(pool, out=tmp_path / "merged", store=settings["store"])
+    assert (made / "model.safetensors").read_bytes() == (
+        done.soup / "model.safetensors"
+    ).read_bytes()
+    with pytest.raises(souping.UserError, match="not an empty folder"):
+        souping.soup(pool, out=made)
+
+
+def check_values(done: souping.RunResult, pool: Mapping[str, Path]) -> None:
+    """The values of a run with one trial, the uniform soup of the pool."""
     assert done.weights == pytest.approx(dict.fromkeys(pool, 1 / 3))
     assert done.trials[0].weights == pytest.approx(done.weights)
     assert len(done.trials) == 1
@@ -90,6 +105,16 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     ]
     assert done.report.selection is not None
     assert done.report.selection.ingredients == tuple(pool)
+    assert done.verdict.claim == done.report.to_json()["verdict"]["claim"]
+    assert repr(done.report) == f"Report({done.verdict.sentence})"
+    assert done.verdict.sentence in repr(done)
+    shown = done.report._repr_html_()
+    assert "<table" in shown
+    assert html.escape(done.verdict.sentence, quote=True) in shown
+
+
+def check_files(done: souping.RunResult) -> None:
+    """The report and the router are the files of the run; its log and page name the call."""
     assert as_json(done.report.to_json()) == (done.out / "report.json").read_text()
     assert done.router is not None
     assert done.report.router is not None
@@ -97,22 +122,10 @@ def test_a_run_and_a_merge(settings: dict[str, Any], tmp_path: Path) -> None:
     assert {
         name: route.model for name, route in done.router.routes.items()
     } == done.report.router.routes
-    assert repr(done.report) == f"Report({done.verdict.sentence})"
-    shown = done.report._repr_html_()
-    assert "<table" in shown
-    assert html.escape(done.verdict.sentence, quote=True) in shown
-    assert done.verdict.sentence in repr(done)
-    assert done.verdict.claim == done.report.to_json()["verdict"]["claim"]
     log = (done.out / "run.log").read_text()
     for needle in ("souping.run(name='souping'", "versions   souping ", "write: the soup"):
         assert needle in log, needle
     assert "souping.run(" in (done.out / "report.html").read_text()
-    made = souping.soup(pool, out=tmp_path / "merged", store=settings["store"])
-    assert (made / "model.safetensors").read_bytes() == (
-        done.soup / "model.safetensors"
-    ).read_bytes()
-    with pytest.raises(souping.UserError, match="not an empty folder"):
-        souping.soup(pool, out=made)
 
 
 def test_a_merge_takes_weights_by_name(family: Path, tmp_path: Path) -> None:
@@ -240,6 +253,7 @@ def test_every_loader_is_told_whether_to_trust() -> None:
 
 @pytest.fixture
 def folder(family: Path, tmp_path: Path) -> Path:
+    """A model whose tokenizer is code of its folder, which leaves a file RAN when it runs."""
     shutil.copytree(family / "ant", tmp_path / "evil")
     trace = f"open({str(tmp_path / 'RAN')!r}, 'w').close()\n"
     (tmp_path / "evil" / "evil.py").write_text(

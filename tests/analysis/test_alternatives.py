@@ -81,7 +81,7 @@ def test_scores_that_are_no_fractions_have_no_router(wrong: float) -> None:
 
 
 def test_router_and_upper_bound_come_with_their_models_and_answers() -> None:
-    """Categories weigh alike: x of items 0 and 1, y of 2 and 3, z of 4."""
+    """Categories weigh alike: x of items 0 and 1, y of 2 and 3, z of 4. The search split gave the soup 0.75."""
     ingredients = {
         "a": scores(1, 0, 1, 0, 0),
         "b": scores(1, 1, 0, 0, 0),
@@ -89,16 +89,23 @@ def test_router_and_upper_bound_come_with_their_models_and_answers() -> None:
     }
     router = routed(ingredients, {"x": "b", "y": "a", "z": "b"}, ("a", "b", "c"))
     report = Report(name="run")
-    found = with_alternatives(report, 0.75, scores(1, 0, 1, 1, 1), ingredients, router, Mean())
+    soup = scores(1, 0, 1, 1, 1)
+    found = with_alternatives(report, 0.75, soup, ingredients, router, Mean())
     assert found.selection_bias == pytest.approx(0.75 - (0.5 + 1 + 1) / 3)
     assert found.router is not None
     assert found.upper_bound is not None
+    # b on x has both right, a on y one of two, b on z none.
     assert found.router.score == pytest.approx((1 + 0.5 + 0) / 3)
     assert (found.router.models, found.router.answers) == (2, 1)
+    # Some ingredient is right on every item of x and of y.
     assert found.upper_bound.score == pytest.approx((1 + 1 + 0) / 3)
     assert (found.upper_bound.models, found.upper_bound.answers) == (3, 3)
-    none = with_alternatives(report, 0.75, scores(1, 0, 1, 1, 1), ingredients, None, Mean())
+    none = with_alternatives(report, 0.75, soup, ingredients, None, Mean())
     assert none == replace(found, router=None, upper_bound=None)
+
+
+def test_the_selection_bias_of_losses_is_in_their_unit() -> None:
+    ingredients = {"a": scores(-1, -1, -1, -1, -1)}
     report = Report(name="run", unit=BITS_PER_BYTE)
     losses = with_alternatives(report, -2.0, scores(-1, -1, -1, -1, -1), ingredients, None, Mean())
     raw = BITS_PER_BYTE.raw(-2.0) - BITS_PER_BYTE.raw(-1.0)

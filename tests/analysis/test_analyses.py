@@ -220,10 +220,12 @@ def test_soups_that_only_mix_are_within_the_null_and_those_of_one_factor_are_abo
         return np.array([table[recipe.ingredients[p]][n] for n, p in enumerate(picks)])
 
     def drawn(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
-        return mixture(recipe, items, 5)
+        """One draw for all soups, as the shared null has it."""
+        return mixture(recipe, items, seed=5)
 
     def apart(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
-        return mixture(recipe, items, int(recipe.id, 16) % 2**32)
+        """A draw for each soup, as the independent null has it."""
+        return mixture(recipe, items, seed=int(recipe.id, 16) % 2**32)
 
     def together(recipe: Recipe, items: tuple[Item, ...]) -> FloatArray:
         """All categories rise and fall with one number of the soup's."""

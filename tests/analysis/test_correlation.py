@@ -113,10 +113,12 @@ def test_pearsons_interval_is_scipys_and_six_models_say_almost_nothing() -> None
 def test_rank_intervals_follow_their_papers() -> None:
     scores = np.column_stack([np.arange(12.0), [3, 1, 2, 0, 7, 5, 4, 6, 11, 8, 10, 9]])
     rho = spearman(scores)
+    # Bonett and Wright (2000): of n models the variance of arctanh(rho) is (1 + rho^2 / 2) / (n - 3).
     error = np.sqrt((1 + rho.rho[0, 1] ** 2 / 2) / 9)
     assert np.arctanh(rho.high[0, 1]) - np.arctanh(rho.low[0, 1]) == pytest.approx(
         2 * 1.959964 * error
     )
+    # Fieller, Hartley and Pearson (1957): that of arctanh(tau) is 0.437 / (n - 4).
     tau = kendall(scores)
     assert np.arctanh(tau.high[0, 1]) - np.arctanh(tau.rho[0, 1]) == pytest.approx(
         1.959964 * np.sqrt(0.437 / 8)

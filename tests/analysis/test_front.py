@@ -54,9 +54,13 @@ def test_goals_must_be_two_known_names_with_weights_above_zero(pareto: Any, word
         resolve_goals(pareto, ["a", "b"], {}, POINTS)
 
 
-def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
+def test_a_front_holds_what_nothing_beats() -> None:
     values = np.array([[1, 0], [0, 1], [0.5, 0.5], [0.4, 0.5], [1, 0]])
     assert undominated(values).tolist() == [True, True, True, False, True]
+
+
+def test_bands_of_a_front_hold_the_true_rates_and_its_choice_follows_the_weights() -> None:
+    """Rates of a and b are 0.3 + 0.6 times the share of x and of y; x doubles the tokens, from 100 to 200."""
     rng = np.random.default_rng(1)
     points = Adaptive().points(2)
     rates = {
@@ -72,10 +76,11 @@ def test_a_front_holds_what_nothing_beats_and_is_shown() -> None:
     assert ((front.low <= front.means) & (front.means <= front.high)).all()
     true = {point: (0.3 + 0.6 * point[0], 0.3 + 0.6 * point[1]) for point in points}
     truth = np.array([true[tuple(point)] for point in front.points])
+    # Bands are of 95 % each.
     assert ((front.low[:, :2] <= truth) & (truth <= front.high[:, :2])).mean() > 0.8
     merits = front.merits({"a": 1.0})
     assert max(merits, key=lambda point: merits[point]) == (1.0, 0.0)
-    assert len(front.candidates(None)) <= 3
+    assert len(front.candidates(goal_weights=None)) <= 3
     result = front.result(["x", "y"], {"x": 1.0}, weights)
     data: Any = to_json(result)
     chosen = data["chosen"]
@@ -260,8 +265,8 @@ def shown(number: int, more: int = 2, confirmed: int = 1) -> FrontResult:
         soups=11,
         goal_weights={"a": 0.5, "b": 2.0},
         points=tuple(point(n, n >= number - confirmed) for n in range(number)),
-        chosen=point(1, True),
-        rest=tuple(point(50 + n, False) for n in range(more)),
+        chosen=point(1, known=True),
+        rest=tuple(point(50 + n, known=False) for n in range(more)),
     )
 
 
@@ -293,6 +298,7 @@ def test_a_page_lists_15_points() -> None:
 
 
 def test_the_first_two_goals_are_drawn_with_their_bands() -> None:
+    """Of `shown(2)`: the front at 0 and 1 % of a, two more soups at 50 and 51 %; the one at 1 % is chosen."""
     (drawing,) = shown(2).drawings(POINTS)
     (axes,) = drawing.figure.axes
     # Those without points are there for the legend.

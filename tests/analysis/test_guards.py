@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from souping.analysis import guards
 from souping.analysis.guards import (
@@ -140,7 +141,7 @@ def test_the_report_tests_all_guards_at_holms_levels() -> None:
         for name, margin in (("wide", 0.5), ("near", 0.06), ("narrow", 0.001))
     ]
     wide, near, narrow = guard_tests(guards, [(soup, reference)] * 3)
-    (again,) = guard_tests(guards[:1], [(soup, reference)], 2)
+    (again,) = guard_tests(guards[:1], [(soup, reference)], looks=2)
     assert (wide.outcome, narrow.outcome) == ("held", "undecided")
     assert wide.level == pytest.approx(1 - 0.05 / 3)
     assert near.level is not None
@@ -168,6 +169,7 @@ def test_known_answers_give_the_discordance_with_its_groups() -> None:
     split = {"": next(iter(alone.values())).items}
     single = plan_guards(guard, {"search": split}, alone)[0]["needed"]
     grouped = plan_guards(guard, {"search": split}, tied)[0]["needed"]
+    # Power 80 % of a one-sided test at 5 %: two models with a rate of 0.6 differ on 2 x 0.6 x 0.4 of the items.
     factor = NEARER * ((1.6449 + 0.8416) / 0.03) ** 2
     assert single == pytest.approx(0.48 * factor, rel=0.12)
     assert grouped == pytest.approx(5 * 0.48 * factor, rel=0.25)
@@ -305,12 +307,13 @@ def test_a_plan_takes_the_variance_of_known_answers_by_groups() -> None:
     sums = (values - values.mean(axis=1, keepdims=True)).reshape(3, 20, 2).sum(axis=2)
     pairs = [np.square(sums[a] - sums[b]).sum() / 40 for a, b in ((0, 1), (0, 2), (1, 2))]
     search, test = plan_guards([guard], splits, known)
-    variance = 0.7 * float(np.mean(pairs))
+    # A soup is nearer to a candidate than another candidate is.
+    variance = NEARER * float(np.mean(pairs))
     assert search["needed"] == needed(variance, 0.05)
-    at = 0.05 / math.sqrt(variance / 40) - 1.6448536
-    assert search["share"] == pytest.approx(0.5 * (1 + math.erf(at / math.sqrt(2))))
-    at = 0.05 / math.sqrt(variance / 10) - 1.9599640
-    assert test["share"] == pytest.approx(0.5 * (1 + math.erf(at / math.sqrt(2))))
+    # The power of one-sided tests at the levels below.
+    for row, items, level in ((search, 40, 0.05), (test, 10, 0.025)):
+        errors = 0.05 / math.sqrt(variance / items)
+        assert row["share"] == pytest.approx(stats.norm.cdf(errors - stats.norm.isf(level)))
     assert (search["items"], test["items"]) == (40, 10)
     assert (search["level"], test["level"]) == (0.05, 0.025)
     assert (search["name"], search["allowed"], search["split"]) == ("safe", "5 points", "search")

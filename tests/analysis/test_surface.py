@@ -121,6 +121,7 @@ def test_items_of_a_group_are_counted_as_alike_as_they_are() -> None:
     categories = np.arange(300) // 150
     alone = rng.standard_normal((20, 300))
     alike = np.sqrt(0.4) * rng.standard_normal((20, 30))[:, groups] + np.sqrt(0.6) * alone
+    # Of groups of m items with correlation rho the effect is 1 + (m - 1) rho.
     assert design_effect(alone, categories, groups) == pytest.approx(1, abs=0.25)
     assert design_effect(alike, categories, groups) == pytest.approx(1 + 9 * 0.4, rel=0.25)
     scores = (alike[:, :] > 0).astype(float)
@@ -167,7 +168,7 @@ def test_limits_are_those_of_2000_draws_widened_by_a_third() -> None:
     root = rng.standard_normal((6, 6)) / 20
     cov = root @ root.T
     mean = rng.random(6)
-    found = differences_to_first(mean, cov, 0.4)
+    found = differences_to_first(mean, cov, most=0.4)
     shift = np.eye(6)
     shift[:, 0] -= 1.0
     differences = shift @ cov @ shift.T
@@ -215,6 +216,7 @@ def test_a_sample_counts_as_fewer_items_by_the_effect_of_groups() -> None:
     model = fitted_surface(POINTS[:6], scores, np.zeros(20, int), weights, effect=2.5)
     # Items that the same soups answered are a sample.
     assert sorted(plain.size[0].tolist()) == [10, 10]
+    # 10 / 2.5
     assert sorted(model.size[0].tolist()) == [4, 4]
     assert model.requested[:, 0].sum(axis=1).tolist() == [2, 2, 2, 1, 0, 2]
     known = np.nanmean(scores[3])

@@ -34,6 +34,7 @@ ITEMS = tuple(
 
 
 def coin(seed: int, chance: float = 0.5) -> ItemScores:
+    """Right or wrong answers by chance."""
     values = (np.random.default_rng(seed).random(len(ITEMS)) < chance).astype(float)
     return ItemScores(items=ITEMS, values=values)
 
@@ -63,6 +64,7 @@ def expected(name: str, average: ItemScores, other: ItemScores, level: Level) ->
 
 
 def same(found: LookDifference, comparison: Any, factor: int) -> None:
+    """A row of a report is this comparison, whose p-value the look and the tests multiply by `factor`."""
     assert (found.a, found.b) == (comparison.a, comparison.b)
     assert found.difference == pytest.approx(comparison.difference)
     assert (found.low, found.high) == pytest.approx((comparison.low, comparison.high))
@@ -75,8 +77,8 @@ def test_an_average_is_compared_with_the_last_and_with_the_mean_by_its_own_weigh
     scores = checkpoints(4)
     average = coin(50, 0.7)
     last = scores.checkpoints[-1]
-    found = scores.versus_last(average, Level(2, 3))
-    assert found == expected(LAST_CHECKPOINT, average, last, Level(2, 3))
+    found = scores.versus_last(average, Level(looks=2, tests=3))
+    assert found == expected(LAST_CHECKPOINT, average, last, Level(looks=2, tests=3))
     # The second look multiplies by 2 (2 + 1), and three tests by 3.
     assert found.p_look == pytest.approx(min(1.0, found.p_alone * 6 * 3))
     weights = (0.0, 0.2, 0.3, 0.5)
@@ -94,7 +96,7 @@ def test_an_average_is_compared_with_the_last_and_with_the_mean_by_its_own_weigh
         w * checkpoint.values for w, checkpoint in zip(weights, partial.checkpoints, strict=True)
     )
     mean = ItemScores(items=ITEMS, values=np.asarray(values), unanswered=missing)
-    for level in (Level(), Level(3, 2)):
+    for level in (Level(), Level(looks=3, tests=2)):
         found = partial.versus_members(average, weights, level)
         direct = expected(CHECKPOINTS_MEAN, average, mean, level)
         assert found.estimate == pytest.approx(direct.estimate)
@@ -137,16 +139,18 @@ def test_a_claim_about_the_recipe_takes_two_runs() -> None:
     scores = checkpoints(3)
     pairs = [(coin(60 + n, 0.7), coin(70 + n)) for n in range(3)]
     assert scores.over_runs(pairs[:1]) is None
-    found = scores.over_runs(pairs, Level(2))
+    found = scores.over_runs(pairs, Level(looks=2))
     assert found is not None
     gains = [objective(average.values - last.values) for average, last in pairs]
     assert found.difference == pytest.approx(np.mean(gains))
-    direct = contrast(gains_of_runs(scores.table, pairs), SOUP_AVERAGE, LAST_CHECKPOINT, Level(2))
+    direct = contrast(
+        gains_of_runs(scores.table, pairs), SOUP_AVERAGE, LAST_CHECKPOINT, Level(looks=2)
+    )
     assert found == direct
     first = scores.over_runs(pairs[:2])
     assert first is not None
     assert first == scores.over_runs(pairs[:2], Level())
-    assert first != scores.over_runs(pairs[:2], Level(2))
+    assert first != scores.over_runs(pairs[:2], Level(looks=2))
     average = coin(50, 0.7)
     assert scores.versus_last(average) == scores.versus_last(average, Level())
 
@@ -181,7 +185,7 @@ def described(tokens: bool) -> Any:
     soup = coin(200, 0.7)
     others = [(coin(60 + n, 0.7), coin(70 + n)) for n in range(2)]
     weights = (0.0, 0.0, 0.5, 0.5)
-    found = describe(trajectory, weights, search, trials, report, soup, others, Level(2))
+    found = describe(trajectory, weights, search, trials, report, soup, others, Level(looks=2))
     return found, listed, trials, search, report, soup, others
 
 
@@ -203,12 +207,16 @@ def test_a_report_has_a_row_for_each_checkpoint_and_each_evaluated_window() -> N
         values = trial.result.values
         assert row.objective == pytest.approx(objective(values))
         average = ItemScores(items=ITEMS, values=values)
-        level = Level(1, len(averages))
-        same(row.last, expected(LAST_CHECKPOINT, average, search.checkpoints[-1], level), 1)
+        level = Level(looks=1, tests=len(averages))
+        same(row.last, expected(LAST_CHECKPOINT, average, search.checkpoints[-1], level), factor=1)
         mean = np.asarray(window.weights) @ [c.values for c in search.checkpoints]
         other = ItemScores(items=ITEMS, values=mean)
-        same(row.checkpoints_mean, expected(CHECKPOINTS_MEAN, average, other, level), 1)
-    same(found.last, expected(LAST_CHECKPOINT, soup, report.checkpoints[-1], Level(2)), 6)
+        same(row.checkpoints_mean, expected(CHECKPOINTS_MEAN, average, other, level), factor=1)
+    same(
+        found.last,
+        expected(LAST_CHECKPOINT, soup, report.checkpoints[-1], Level(looks=2)),
+        factor=6,
+    )
     assert found.spread.count == 4
     assert found.spread.search == pytest.approx(search.spread())
     assert found.spread.test == pytest.approx(report.spread())

@@ -171,6 +171,7 @@ def test_a_million_answers_are_counted_without_being_listed(tmp_path: Path) -> N
         evaluation(store, Wavering({"a": 5}, times=2)).scores(recipe(1.0, 0.0), items)
         many = evaluation(store, Wavering({"a": 5}, times=10**6))
         missing = many.missing_answers(recipe(1.0, 0.0), items)
+        # Two answers to each of the three items are in the store.
         assert sum(missing.values()) == 3 * (10**6 - 2)
         assert len(missing) == 3
         assert not len(many.stored_scores(recipe(1.0, 0.0), items).items)
@@ -231,6 +232,7 @@ def test_several_answers_are_rows_and_their_outcomes_are_counted(tmp_path: Path)
     assert scores.unanswered.tolist() == [1.0, 0.0, 0.0]
     assert scores.truncated.tolist() == [0.0, 0.25, 0.0]
     assert scores.reasons == {"no room": 4}
+    # One of four answers is right: their variance is 1/4, that of their mean a quarter of it.
     assert scores.noise.tolist() == pytest.approx([0.0, 0.0625, 0.0625])
 
 
@@ -432,7 +434,7 @@ HALF = recipe(0.5, 0.5)
 
 
 def score_of(stored: StoredAnswers, item: Item) -> float | None:
-    record = stored.find(item, 0, "block")
+    record = stored.find(item, repeat=0, block="block")
     return record.score if record else None
 
 
@@ -456,11 +458,15 @@ def test_every_part_of_an_answer_comes_back_and_the_first_writer_wins(tmp_path: 
             store.add(HALF, "j", {"a": 1}, "block", [item], [each])
         stored = two.load(HALF.fingerprint, "j")
         assert (
-            stored.find(item, 3, "block")
+            stored.find(item, repeat=3, block="block")
             == stored.first(item, 3)
             == replace(record, output="half a character: ?")
         )
-        assert stored.find(item, 0, "block") is stored.find(item, 3, "another") is None
+        assert (
+            stored.find(item, repeat=0, block="block")
+            is stored.find(item, repeat=3, block="another")
+            is None
+        )
         assert len(two.load(HALF.fingerprint, "other")) == 0
 
 
@@ -470,7 +476,7 @@ def test_a_new_scorer_finds_the_answer_and_adds_its_score(tmp_path: Path) -> Non
     with Store(tmp_path / "s") as store:
         store.add(HALF, "j", {}, "block", [item], [Record(item=item.id, score=1.0, output="x")])
         stored = store.load(HALF.fingerprint, "j")
-        answer = stored.find(other, 0, "block")
+        answer = stored.find(other, repeat=0, block="block")
         assert answer is not None
         assert (answer.output, answer.score != answer.score, stored.first(other)) == (
             "x",
@@ -577,6 +583,7 @@ def test_a_file_that_is_no_database_and_sqlites_notation_are_refused(tmp_path: P
 
 
 def full(path: Path) -> list[Item]:
+    """A store with something in every table."""
     items = make_items(100)
     with Store(path) as store:
         records = [Record(item=i.id, score=0.5, output="x" * 200) for i in items]

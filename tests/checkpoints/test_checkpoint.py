@@ -249,6 +249,7 @@ def test_corrupt_bytes_never_escape(
 
 
 def _corrupt(raw: bytearray, data: st.DataObject) -> None:
+    """Flip some bits of a byte, cut the end, or insert up to 20 bytes; `head` flips within the first 200."""
     kind = data.draw(st.sampled_from(["flip", "cut", "insert", "head"]))
     at = data.draw(st.integers(0, max(len(raw) - 1, 0)))
     if kind in ("flip", "head") and raw:
@@ -342,6 +343,7 @@ def test_rope_and_config_drift_are_warnings(tmp_path: Path) -> None:
 
 
 def tied(folder: Path, head: str) -> None:
+    """A model whose config says that the head is the embedding: `head` is the same, another one, or not in the file."""
     tensors = random_tensors(3)
     heads = {
         "same": tensors["model.embed_tokens.weight"].clone(),

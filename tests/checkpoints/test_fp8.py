@@ -216,6 +216,7 @@ def test_fp8_and_bf16_members_of_one_model(tmp_path: Path) -> None:
             )
     alone = load(opened.write(opened.recipe({"b": 1.0}), tmp_path / "alone"))
     assert all(
+        # Adding 0 turns -0 into 0, as a sum does.
         same_bits(value, read(DATA / "block-0")[name].bfloat16() + 0)
         for name, value in alone.items()
     )

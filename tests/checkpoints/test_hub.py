@@ -47,6 +47,7 @@ def in_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         report: Callable[[int, int], None] | None,
         **_: Any,
     ) -> Any:
+        """The child as a function call, with what would pass between the processes pickled."""
         function, arguments = pickle.loads(pickle.dumps((function, arguments)))
         return pickle.loads(
             pickle.dumps(function(*arguments, **({"report": report} if report else {})))
@@ -351,6 +352,7 @@ def test_a_model_with_nothing_to_soup(hub: Hub, files: dict[str, bytes], needle:
 
 @pytest.fixture
 def evil(hub: Hub, family: Path) -> Hub:
+    """A model whose file names leave its folder, or command a terminal."""
     names = (
         "../../evil.json",
         "/tmp/tokenizer.json",

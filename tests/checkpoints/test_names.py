@@ -117,6 +117,8 @@ def headers(arrays: Mapping[str, Array]) -> dict[str, tuple[str, tuple[int, ...]
 
 
 def taken(tensor: Mapped, arrays: Mapping[str, Array]) -> Array:
+    """A mapped tensor, read from the arrays that stand for the files."""
+
     def fetch(file: str, into: Any, offset: int) -> None:
         into[:] = arrays[file].reshape(-1).view(np.uint8)[offset : offset + len(into)]
 
@@ -248,7 +250,7 @@ def written_rules(folder: Path, **table: Any) -> Path:
     return path
 
 
-def test_rules_of_a_user_with_and_without_those_of_a_trainer(tmp_path: Path) -> None:
+def test_rules_of_a_user_name_drop_and_cut_the_tensors_of_a_checkpoint(tmp_path: Path) -> None:
     arrays = drawn({"net.wte": (5, 8), "net.h.0.swiglu": (8, 12), "net.rng": (3,)})
     rules = [
         ["wte", "model.embed_tokens.weight", "vocab hidden"],
@@ -267,6 +269,9 @@ def test_rules_of_a_user_with_and_without_those_of_a_trainer(tmp_path: Path) -> 
     mapped = map_names(headers(arrays), SIZES, rules=path)
     up = taken(mapped["model.layers.0.mlp.up_proj.weight"], arrays)
     assert np.array_equal(up, arrays["net.h.0.swiglu"].reshape(8, 6, 2)[:, :, 1].T)
+
+
+def test_rules_of_a_user_extend_those_of_a_trainer(tmp_path: Path) -> None:
     extended = tmp_path / "extended.json"
     row = ["decoder.layers.[{layer}.]extra", "model.layers.{layer}.extra", "hidden"]
     extended.write_text(json.dumps({"extends": "megatron", "rules": [row]}))

@@ -165,9 +165,9 @@ def test_weights_in_a_bucket_are_compared_by_a_few_bytes(
     }
     monkeypatch.setattr(ranges.Pointer, "fetch", counted)
     monkeypatch.setattr(weight_samples, "MOST_BLOCKS", weight_samples.FEWEST_BLOCKS)
-    result = weight_samples.WeightSample.of(models, None).similarity()
+    result = weight_samples.WeightSample.of(models, base=None).similarity()
     here = {name: Checkpoint.open(folder) for name, folder in folders.items()}
-    assert result == weight_samples.WeightSample.of(here, None).similarity()
+    assert result == weight_samples.WeightSample.of(here, base=None).similarity()
     assert result is not None
     assert max(fetched) <= 4 * weight_samples.BLOCK
     assert len(fetched) <= requests * len(models) * weight_samples.FEWEST_BLOCKS

@@ -58,6 +58,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """{name: its values as our reader gives them}, all bf16."""
     found = {}
     with WeightReader(checkpoint) as reader:
         for name, tensor in checkpoint.tensors.items():
@@ -75,7 +76,7 @@ def check_is_plain(root: Path, layout: str, seed: str) -> None:
     wanted = load(plain)
     assert set(found) == set(wanted)
     assert all(same_bits(found[name], wanted[name]) for name in wanted)
-    assert fingerprint(root / layout, None, True, Like(plain)) == fingerprint(plain)
+    assert fingerprint(root / layout, allow_pickle=True, like=Like(plain)) == fingerprint(plain)
 
 
 @pytest.mark.parametrize(("layout", "seed"), LAYOUTS)
@@ -99,10 +100,12 @@ def soup(pool: dict[str, Path], out: Path, like: Path | None = None, **settings:
 
 @pytest.fixture
 def pool() -> dict[str, Path]:
+    """The stored sharded forms of `plain/0` (by FSDP) and of `plain/1` (tensor-parallel)."""
     return {"a": DATA / LAYOUTS[0][0], "b": DATA / LAYOUTS[1][0]}
 
 
 def average(root: Path) -> dict[str, torch.Tensor]:
+    """What every `soup` here holds: 0.3 and 0.7 of the two seeds."""
     a = load(root / "plain" / "0")
     b = load(root / "plain" / "1")
     return {name: expected([a[name], b[name]], (0.3, 0.7), torch.bfloat16) for name in a}
@@ -139,14 +142,14 @@ def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
     tmp_path: Path, pool: dict[str, Path], tokenizer_from: str | None
 ) -> None:
     bare = Path(shutil.copytree(pool["a"] / "pytorch_model_fsdp_0", tmp_path / "bare"))
-    strip_prefix(bare)
+    strip_prefix(bare)  # now both candidates name their tensors alike
     made = soup(
         {"a": bare, "b": pool["b"]}, tmp_path / "soup", format="same", tokenizer_from=tokenizer_from
     )
     whole = read_by_torch(made, tmp_path)
     assert all(same_bits(whole[name], value) for name, value in average(DATA).items())
     assert len(list(made.glob("*.distcp"))) == 2
-    # the one with a step in its path, if none is named
+    # If none is named for the tokenizer, it is the one with a step in its path.
     newest = bare if tokenizer_from == "a" else pool["b"]
     chunks = [
         unpickle((f / ".metadata").read_bytes(), f)["state_dict_metadata"] for f in (made, newest)
@@ -219,27 +222,27 @@ def test_every_layout_is_souped_and_written_back_where_it_can_be(
     written: Path, tmp_path: Path
 ) -> None:
     wanted = average(written)
-    for first, second, key in (
-        ("fsdp/checkpoint-10", "fsdp/checkpoint-20", "model"), ("tp/step-0", "tp/step-1", None),
-        ("model/0", "model/1", "model"), ("shards/0", "shards/1", ""), ("inner/0", "inner/1", "hf"),
-        ("ranks/global_step_0", "ranks/global_step_1", "hf"),
+    for first, second, written_as in (
+        ("fsdp/checkpoint-10", "fsdp/checkpoint-20", "dcp"), ("tp/step-0", "tp/step-1", "dcp"),
+        ("model/0", "model/1", "dcp"), ("shards/0", "shards/1", "safetensors"), ("inner/0", "inner/1", "hf only"),
+        ("ranks/global_step_0", "ranks/global_step_1", "hf only"),
     ):  # fmt: skip
         pool = {"a": written / first, "b": written / second}
         name = first.partition("/")[0]
         made = load(soup(pool, tmp_path / name / "hf", written / "plain" / "0"))
         assert all(same_bits(made[n], value) for n, value in wanted.items())
-        if key == "hf":
+        if written_as == "hf only":
             with pytest.raises(UserError, match=r"merge\.format=hf"):
                 soup(pool, tmp_path / name / "same", format="same")
             continue
         same = soup(pool, tmp_path / name / "same", format="same")
-        if key == "":
+        if written_as == "safetensors":
             again = tensors(Checkpoint.open(same, like=Like(stored=True)))
             assert all(same_bits(again[n], value) for n, value in wanted.items())
             continue
         inner = same / "pytorch_model_fsdp_0" if name == "fsdp" else same
         state = read_by_torch(inner, tmp_path)
-        state = state[key] if key else state
+        state = state.get("model", state)
         assert all(same_bits(state[n], value) for n, value in wanted.items())
     assert not list(tmp_path.rglob("*.part-*"))
 
@@ -327,23 +330,27 @@ def test_a_metadata_that_is_written_again_is_the_same_to_torch() -> None:
     assert pickle.loads(pickled(unpickle(raw, DATA))) == pickle.loads(raw)
 
 
+FOREIGN_FILES = {
+    "half": "x.distcp", "zarr": "w/.zarray", "rank metadata": "__0.metadata", "zero": "zero_to_fp32.py",
+}  # fmt: skip
+"""{case: the one file of a folder that is no readable checkpoint}"""
+
+
+def not_a_checkpoint(tmp_path: Path, case: str) -> Path:
+    """A folder with nothing but the empty file of a case; with no file if it is "missing"."""
+    folder = tmp_path / "step-1"
+    folder.mkdir()
+    if case != "missing":
+        target = folder / FOREIGN_FILES[case]
+        target.parent.mkdir(exist_ok=True)
+        target.write_text("")
+    return folder
+
+
 def broken_copy(tmp_path: Path, change: str) -> Path:
+    """A tensor-parallel DCP folder whose `.metadata` has one fault, at up_proj [5, 6] where it needs one tensor."""
     folder = tmp_path / "step-1"
     shutil.copytree(DATA / "tp" / "step-1", folder)
-    if change in ("missing", "half", "zarr", "rank metadata", "zero"):
-        files = {
-            "missing": "",
-            "half": "x.distcp",
-            "zarr": "w/.zarray",
-            "rank metadata": "__0.metadata",
-        }
-        for path in folder.iterdir():
-            path.unlink()
-        target = folder / (files.get(change) or "zero_to_fp32.py")
-        target.parent.mkdir(exist_ok=True)
-        if change != "missing":
-            target.write_text("")
-        return folder
     table = unpickle((folder / ".metadata").read_bytes(), folder)
     name = "model.layers.0.mlp.up_proj.weight"
     entry = table["state_dict_metadata"][name]
@@ -387,11 +394,6 @@ def broken_copy(tmp_path: Path, change: str) -> Path:
         ("outside", "leaves the folder"),
         ("beyond", r"up_proj.*beyond"),
         ("other box", "up_proj"),
-        ("missing", "config"),
-        ("half", "half-written"),
-        ("zarr", "older Megatron-Core"),
-        ("rank metadata", "use_collectives"),
-        ("zero", r"zero_to_fp32\.py"),
     ],
 )
 def test_an_unreadable_sharded_checkpoint_is_refused_by_name(
@@ -401,15 +403,35 @@ def test_an_unreadable_sharded_checkpoint_is_refused_by_name(
         Checkpoint.open(broken_copy(tmp_path, change), like=Like(DATA / "plain" / "1"))
 
 
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("missing", "config"),
+        ("half", "half-written"),
+        ("zarr", "older Megatron-Core"),
+        ("rank metadata", "use_collectives"),
+        ("zero", r"zero_to_fp32\.py"),
+    ],
+)
+def test_a_folder_that_is_no_readable_checkpoint_is_refused_by_what_it_holds(
+    tmp_path: Path, case: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Checkpoint.open(not_a_checkpoint(tmp_path, case), like=Like(DATA / "plain" / "1"))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.more.weight"], ids=["another shape", "one tensor more"]
+)
 def test_a_model_that_is_not_like_the_folder_is_refused(
-    tmp_path: Path, pool: dict[str, Path]
+    tmp_path: Path, pool: dict[str, Path], name: str
 ) -> None:
     like = Path(shutil.copytree(DATA / "plain" / "1", tmp_path / "like"))
-    whole = load(like)
-    for change in ({"model.norm.weight": torch.zeros(7)}, {"model.more.weight": torch.zeros(7)}):
-        save_file({**whole, **change}, like / "model.safetensors", {"format": "pt"})
-        with pytest.raises(UserError, match=next(iter(change))):
-            Checkpoint.open(pool["b"], like=Like(like))
+    # The sharded model has the norm [6] and no tensor `more`.
+    change = {name: torch.zeros(7, dtype=torch.bfloat16)}
+    save_file({**load(like), **change}, like / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=name):
+        Checkpoint.open(pool["b"], like=Like(like))
 
 
 def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
@@ -427,9 +449,11 @@ def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
         def fetch(file: str, into: Any, offset: int, files: dict[str, bytes] = files) -> None:
             into[:] = np.frombuffer(files[file], np.uint8)[offset : offset + len(into)]
 
+        # Two copies of the whole with its axes in another order, counted by one more axis at any place.
+        # An axis is (size, step within a source, jump from source to source).
         order = rng.sample(range(len(shape)), len(shape))
         axes = tuple((shape[d], row_major(shape)[d], 0) for d in order)
-        at = rng.randint(0, len(shape))  # where the axis is that counts two sources
+        at = rng.randint(0, len(shape))
         turned = View((2, *shape), ("w", "w"), 0, (*axes[:at], (2, 0, 1), *axes[at:]))
         wanted = np.stack([whole.transpose(order)] * 2, at).ravel()
         start = rng.randrange(len(wanted))
@@ -437,6 +461,7 @@ def test_any_boxes_and_any_views_give_the_elements_of_the_whole(
         out = np.empty(2 * count, np.uint8)
         turned.read(start, out, stored, fetch)
         assert np.array_equal(out.view(np.uint16), wanted[start : start + count])
+        # The stored tensor as it is, from an element on to its end.
         plain = np.empty(2 * (whole.size - start % whole.size), np.uint8)
         arrange(plain, 2, View.of("w", shape).read(start % whole.size, plain, stored, fetch))
         assert np.array_equal(plain.view(np.uint16), whole.ravel()[start % whole.size :])

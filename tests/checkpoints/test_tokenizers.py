@@ -142,9 +142,11 @@ def test_texts_of_the_items_decide_where_random_ones_do_not(tmp_path: Path) -> N
     save(folders, BPE, changed(BPE, "normalizer", pattern))
     pool = opened(folders)[0]
     assert len(preflight(pool)) == 1
-    assert len(compare_tokenizers(pool, "error", None, ["no zebra here"])) == 1
+    assert len(compare_tokenizers(pool, "error", tokenizer_from=None, texts=["no zebra here"])) == 1
     with pytest.raises(UserError, match="zebra crossing"):
-        compare_tokenizers(pool, "error", None, ["fine", "at the zebra crossing of the"])
+        compare_tokenizers(
+            pool, "error", tokenizer_from=None, texts=["fine", "at the zebra crossing of the"]
+        )
 
 
 def test_tokenizers_that_cannot_be_loaded_are_refused_if_they_differ(tmp_path: Path) -> None:

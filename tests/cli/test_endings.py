@@ -341,6 +341,7 @@ QUICK = ("selector=all", "optimiser=uniform", "analysis=[]")
 
 
 def chat_family(family: Path, folder: Path, template: str) -> list[str]:
+    """Words of a run on models with this chat template; `chat.jsonl` in the folder has the items as chats."""
     for name in ("ant", "bee", "cat"):
         shutil.copytree(family / name, folder / name)
         (folder / name / "chat_template.jinja").write_text(template)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ CHOICES = sorted(
 
 
 def composed(*words: str) -> dict[str, Any]:
+    """The configuration of these words, with the values that a user has to give."""
     config_keys.register()
     with hydra.initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         cfg = hydra.compose("config", list(words))
@@ -64,14 +65,13 @@ def composed(*words: str) -> dict[str, Any]:
 
 
 def keys(node: Any, path: str) -> Iterator[str]:
+    """The path of the node and of all below it, and of the parameters of a component that are not set."""
     yield path
-    names = (
-        list(node)
-        if isinstance(node, Mapping)
-        else range(len(node))
-        if isinstance(node, list)
-        else []
-    )
+    names: Iterable[str | int] = ()
+    if isinstance(node, Mapping):
+        names = list(node)
+    elif isinstance(node, list):
+        names = range(len(node))
     yield from (key for name in names for key in keys(node[name], f"{path}.{name}"))
     if isinstance(node, Mapping) and "_target_" in node:
         parameters = inspect.signature(get_object(str(node["_target_"]))).parameters
@@ -79,6 +79,7 @@ def keys(node: Any, path: str) -> Iterator[str]:
 
 
 def with_value(plain: Any, path: str, value: Any) -> Any:
+    """A copy of the configuration with the value at a path."""
     if not path:
         return value
     name, _, rest = path.partition(".")
@@ -147,13 +148,17 @@ def test_odd_values_of_a_group(
         pytest.importorskip("lm_eval")
     monkeypatch.chdir(tmp_path)
     holder = HOLDERS.get(group)
-    calm = ["optimiser=uniform"] if group != "optimiser" else []
-    calm += [f"analysis=[{choice}]" if group == "analysis" else f"{group}={choice}"]
-    plain = composed(*(["=".join(holder)] if holder else []), *calm)
-    top = (
-        f"{holder[0]}.{group}" if holder else f"analysis.{choice}" if group == "analysis" else group
-    )
-    check_odd_values(plain, top, tmp_path)
+    words = ["=".join(holder)] if holder else []
+    if group != "optimiser":
+        words.append("optimiser=uniform")
+    top = f"{holder[0]}.{group}" if holder else group
+    if group == "analysis":
+        # The only group of which several may be chosen.
+        words.append(f"analysis=[{choice}]")
+        top = f"analysis.{choice}"
+    else:
+        words.append(f"{group}={choice}")
+    check_odd_values(composed(*words), top, tmp_path)
 
 
 @pytest.mark.parametrize("key", ROOT_KEYS)

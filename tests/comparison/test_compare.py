@@ -300,28 +300,37 @@ def test_another_seed_is_only_spoken_of_where_models_differ(tmp_path: Path) -> N
     assert "seed" in note(paths[0], trained)
 
 
-def test_power_is_said_for_one_more_run_and_for_more_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(self: RunPower, more_runs: int = 0, times_items: float = 1.0) -> float:
-        return 100 * more_runs + times_items
+def two_runs(rate: float, seed: int) -> Rows:
+    """Answers of two runs of a model, the second right more often by 0.04."""
+    return answers(rate, seed, run=0) + answers(rate + 0.04, seed + 1, run=1)
 
-    base: Rows = []
-    cand: Rows = []
-    for run in range(2):
-        base += answers(0.5 + 0.04 * run, 10 + run, run=run)
-        cand += answers(0.55 + 0.04 * run, 20 + run, run=run)
-    row = compared(base, cand, margin=0.5).average_row("cand")
+
+def test_one_more_run_shows_smaller_differences_than_twice_the_items() -> None:
+    result = compared(two_runs(0.5, 10), two_runs(0.55, 20), margin=0.5)
+    row = result.average_row("cand")
     assert row.detectable is not None
     assert row.detectable_one_more_run is not None
     assert row.detectable_twice_items is not None
     assert row.detectable_one_more_run < row.detectable_twice_items < row.detectable
-    # shifts of runs do not fall with the items
+    # Shifts of runs do not fall with the items.
     assert row.items_needed is None
-    assert "add runs" in repr(compared(base, cand, margin=0.5))
+    assert "add runs" in repr(result)
+
+
+def test_power_is_asked_for_no_more_for_one_more_run_and_for_twice_the_items(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def asked(self: RunPower, more_runs: int = 0, times_items: float = 1.0) -> float:
+        """Both arguments in one number."""
+        return 100 * more_runs + times_items
+
     monkeypatch.setattr(RunPower, "detectable", asked)
-    row = compared(base, cand, margin=0.5).average_row("cand")
+    row = compared(two_runs(0.5, 10), two_runs(0.55, 20), margin=0.5).average_row("cand")
     shown = (row.detectable, row.detectable_one_more_run, row.detectable_twice_items)
     assert shown == (1.0, 101.0, 2.0)
-    monkeypatch.undo()
+
+
+def test_power_of_single_runs_is_said_for_more_items_alone() -> None:
     plain = compared(answers(0.5, 1), answers(0.5, 2), margin=0.5).average_row("cand")
     assert plain.detectable_one_more_run is None
     assert plain.items_needed
@@ -335,6 +344,7 @@ def test_bfcls_overall_is_that_of_the_version_that_wrote_the_log(
 ) -> None:
     result = library.compare(bfcl_logs, average="bfcl")
     means = {row.name: row.mean for row in result.verdicts}
+    # Live categories weigh by their items. Version 4 gives 10 to calls, 10 to live ones and 30 to multi-turn.
     live = (20 * means["live_simple"] + 60 * means["live_multiple"]) / 80
     multi_turn = np.mean([means[name] for name in MULTI_TURN[:3]])
     overall = (10 * means["simple_python"] + 10 * live + 30 * multi_turn) / 50
@@ -520,7 +530,11 @@ def test_losses_of_several_tasks_are_averaged_if_they_have_one_direction() -> No
             table.append(row | {"score": score, "higher_is_better": higher})
         return table
 
-    head = compared(losses(2.5, False), losses(1.5, False)).verdicts[0]
+    head = compared(
+        losses(2.5, words_are_better_higher=False), losses(1.5, words_are_better_higher=False)
+    ).verdicts[0]
     assert (head.verdict, head.difference, head.higher_is_better) == ("better", -1.0, False)
     with pytest.raises(UserError, match="nothing to average"):
-        compared(losses(2.5, True), losses(1.5, True))
+        compared(
+            losses(2.5, words_are_better_higher=True), losses(1.5, words_are_better_higher=True)
+        )

@@ -44,7 +44,7 @@ def made_logs(seed: int) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     graded = rng.random() < 0.4
     missing = rng.random() < 0.4
     runs = int(rng.choice([1, 1, 1, 2, 3]))
-    hard = [rng.random(size) for size in sizes]
+    easy = [rng.random(size) for size in sizes]
     logs: dict[str, list[Any]] = {}
     for number in range(int(rng.choice([2, 2, 3]))):
         gain = float(rng.choice([0.0, 0.1, 0.3])) * number
@@ -53,7 +53,7 @@ def made_logs(seed: int) -> tuple[dict[str, list[Any]], dict[str, Any]]:
         for run in range(runs):
             rows = []
             for task, size in enumerate(sizes):
-                score = 0.6 * hard[task] + 0.4 * rng.random(size) + gain - 0.2
+                score = 0.6 * easy[task] + 0.4 * rng.random(size) + gain - 0.2
                 score = np.clip(score, 0, 1) if graded else (score > 0.4).astype(float)
                 for n in range(size):
                     lost = bool(rng.random() < shares)

@@ -173,12 +173,12 @@ def nasty() -> CompareResult:
 
 def test_nothing_from_a_log_commands_a_page() -> None:
     result = nasty()
-    written = sheet_markdown("x", comparison_sections(result, 5))
+    written = sheet_markdown("x", comparison_sections(result, flips=5))
     shown = StringIO()
-    show_sheet(comparison_sections(result, 5), Console(file=shown))
-    for text in (repr(result), shown.getvalue(), written, comparison_page(result, 5)):
+    show_sheet(comparison_sections(result, flips=5), Console(file=shown))
+    for text in (repr(result), shown.getvalue(), written, comparison_page(result, flips=5)):
         assert not {"\x1b", "\u202e"} & set(text)
-    assert "<script" not in comparison_page(result, 5)
+    assert "<script" not in comparison_page(result, flips=5)
     assert "<script" not in written
     rows = [line for line in written.splitlines() if line.startswith("|")]
     assert len({line.count("|") - line.count("\\|") for line in rows}) == 1

@@ -61,9 +61,9 @@ def test_a_complete_model_may_be_the_best_if_missing_answers_of_others_are_wrong
     missing = np.isnan(b).astype(float)
     table = pooled(metric("t", {"a": a, "b": b}, missing={"b": missing}))
     assert table.scored.mean("b").mean() > table.scored.mean("a").mean() + 0.1
-    flips = flips_of(table.scored, ("a", "b"), 0.05)
-    assert not flips.may_be_best(0, 0.05)
-    assert best_models(table, ("a", "b"), 0.05, flips) == ("a", "b")
+    flips = flips_of(table.scored, ("a", "b"), alpha=0.05)
+    assert not flips.may_be_best(0, alpha=0.05)
+    assert best_models(table, ("a", "b"), alpha=0.05, flips=flips) == ("a", "b")
 
 
 def test_of_models_that_all_lack_answers_each_is_favoured_in_its_own_test() -> None:
@@ -72,8 +72,8 @@ def test_of_models_that_all_lack_answers_each_is_favoured_in_its_own_test() -> N
     b = np.where(np.arange(200) == 1, np.nan, np.arange(200) % 10 < 8)
     missing = {"a": np.isnan(a).astype(float), "b": np.isnan(b).astype(float)}
     table = pooled(metric("t", {"a": a, "b": b}, missing=missing))
-    flips = flips_of(table.scored, ("a", "b"), 0.05)
-    assert best_models(table, ("a", "b"), 0.05, flips) == ("b",)
+    flips = flips_of(table.scored, ("a", "b"), alpha=0.05)
+    assert best_models(table, ("a", "b"), alpha=0.05, flips=flips) == ("b",)
 
 
 def test_the_numbers_of_a_comparison_are_those_of_earlier_ones() -> None:

@@ -265,7 +265,7 @@ def test_a_first_look_at_several_models_corrects_them_for_each_other(
 ) -> None:
     """Of a store that has answers but no look, they are tested jointly, as logs of other tools are."""
     words = ("compare", "base=run:uniform_all", "ant=run:ant", "bee=run:bee", "--json")
-    (path,) = stores_of(finished_copy, None)
+    (path,) = stores_of(finished_copy, named=None)
     with Store(path) as store, store.writing() as db:
         for table in ("counted_looks", "shown", "measured", "choices", "pairs", "written"):
             db.execute(f"DELETE FROM {table}")

@@ -77,7 +77,7 @@ def test_missing_answers_are_bounded_by_right_and_wrong_on_any_scale() -> None:
             logs[name].rows[place]["score"] = None
         results.append(souping.compare(logs))
     assert results[0].verdicts[0].missing == 2
-    same(results[0], results[1], 100.0)
+    same(results[0], results[1], scale=100.0)
 
 
 def test_two_scores_are_right_and_wrong_if_neither_is_zero() -> None:

@@ -86,10 +86,10 @@ def test_a_policy_has_a_margin_a_task_and_required_tasks(tmp_path: Path) -> None
         'margin = 1.5\n[tasks.gsm8k]\nrequired = true\nmargin = 3\n[tasks.tokens]\nmargin = "10%"\n'
     )
     policy = read_policy(file)
-    assert policy.margin_of("average", 0.5, True) == pytest.approx(0.015)
-    assert policy.margin_of("gsm8k", 0.5, True) == pytest.approx(0.03)
-    assert policy.margin_of("tokens", 200.0, False) == pytest.approx(20.0)
-    assert policy.margin_of("perplexity", 9.0, False) is None
+    assert policy.margin_of("average", 0.5, is_mean=True) == pytest.approx(0.015)
+    assert policy.margin_of("gsm8k", 0.5, is_mean=True) == pytest.approx(0.03)
+    assert policy.margin_of("tokens", 200.0, is_mean=False) == pytest.approx(20.0)
+    assert policy.margin_of("perplexity", 9.0, is_mean=False) is None
     assert policy.required == {"gsm8k"}
     assert read_policy(file, Margin(amount=2)).margin == Margin(amount=2)
 

@@ -22,7 +22,10 @@ def metric(
     higher_is_better: bool = True,
     is_mean: bool = True,
 ) -> MatchedMetric:
-    """Scores of models, {name: [I], [P, I] or [R, P, I]}."""
+    """Scores of models, {name: [I], [P, I] or [R, P, I]}, for runs R, passes P and items I.
+
+    Every item is a group unless `groups` [I] are given. `missing` has the shape of the scores, 1 for a missing answer.
+    """
 
     def full(values: ArrayLike) -> np.ndarray:
         return np.asarray(values, dtype=float).reshape(
@@ -64,6 +67,7 @@ def pooled(*metrics: MatchedMetric, pass_at: int = 0) -> ScoreTable:
 def matched(
     *metrics: MatchedMetric, groups: Sequence[Group] = (), requested: Sequence[str] = ()
 ) -> Matched:
+    """These metrics as the only ones of their tasks."""
     return Matched(
         models=tuple(metrics[0].scores),
         metrics={one.task: (one,) for one in metrics},

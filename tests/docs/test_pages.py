@@ -159,6 +159,7 @@ class Reader:
         self.environment = {**os.environ, "PATH": os.pathsep.join(places), "PYTHONPATH": str(ROOT)}
 
     def follow(self, language: str, text: str) -> None:
+        """Do what a reader does with a block: write a named file, type commands, compare what is shown."""
         # A line for Hydra or for an editor may stand above the name.
         named = re.match(
             r"(?:# (?:@package|yaml-language-server).*\n)?# (\S+\.(?:py|yaml|toml))\n", text
@@ -188,6 +189,7 @@ class Reader:
             assert all(json.loads(line)["id"] for line in text.splitlines())
 
     def type(self, command: str) -> None:
+        """Run a command of a page, with the variables that were set before."""
         if reason(command):
             return
         before = next((more for start, more in BEFORE.items() if command.startswith(start)), "")

@@ -47,6 +47,7 @@ def served(evaluator: Evaluator, name: str) -> Any:
 
 @pytest.fixture(scope="module", params=ROWS)
 def row(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An evaluator that answers in this process, with items that it can score and models that it can load."""
     place = tmp_path_factory.mktemp("row")
     name = request.param
     items: tuple[Item, ...] = ()

@@ -164,18 +164,13 @@ def test_the_poured_module_is_the_written_folder_loaded_back(family: Path, tmp_p
         kitchen = RunPool.fetch(candidates, LocalMerge(), store)
         for number, weights in enumerate([(0.3, 0.3, 0.4), (0.1, 0.2, 0.7), (0.0, 1.0, 0.0)]):
             recipe = kitchen.recipe(dict(zip(kitchen.names, weights, strict=True)))
-            loaded = {
-                k: v.clone() for k, v in kitchen.serving(LOCAL)(recipe).module.state_dict().items()
-            }
-            kitchen.merge_pool.write(recipe, tmp_path / str(number))
-            loaded = load_module(
-                tmp_path / str(number), LOCAL.hosting.module_settings()
-            ).state_dict()
-            assert loaded.keys() == loaded.keys()
-            assert all(
-                torch.equal(loaded[k], loaded[k]) and loaded[k].dtype == torch.float32
-                for k in loaded
-            )
+            poured = kitchen.serving(LOCAL)(recipe).module.state_dict()
+            folder = kitchen.merge_pool.write(recipe, tmp_path / str(number))
+            loaded = load_module(folder, LOCAL.hosting.module_settings()).state_dict()
+            assert poured.keys() == loaded.keys()
+            for name, tensor in poured.items():
+                assert tensor.dtype == torch.float32
+                assert torch.equal(tensor, loaded[name]), name
 
 
 DRAWN = replace(LOCAL, temperature=1.0, repeats=3)
@@ -233,12 +228,14 @@ def test_folders_are_served_with_a_generation_config_of_ids_alone(
 
 def test_a_sampled_answer_knows_no_neighbours(served: HeldModel, items: tuple[Item, ...]) -> None:
     items = items[:24]
-    together = tokens(DRAWN.evaluate(served, items, 1))
-    assert together == [tokens(DRAWN.evaluate(served, [item], 1))[0] for item in items]
-    assert together == tokens(replace(DRAWN, workers=3).evaluate(served, items[::-1], 1))[::-1]
-    assert together == tokens(DRAWN.evaluate(served, items, 1))
-    assert together != tokens(DRAWN.evaluate(served, items, 0))
-    assert together != tokens(replace(DRAWN, seed=1).evaluate(served, items, 1))
+    together = tokens(DRAWN.evaluate(served, items, repeat=1))
+    assert together == [tokens(DRAWN.evaluate(served, [item], repeat=1))[0] for item in items]
+    assert (
+        together == tokens(replace(DRAWN, workers=3).evaluate(served, items[::-1], repeat=1))[::-1]
+    )
+    assert together == tokens(DRAWN.evaluate(served, items, repeat=1))
+    assert together != tokens(DRAWN.evaluate(served, items, repeat=0))
+    assert together != tokens(replace(DRAWN, seed=1).evaluate(served, items, repeat=1))
     assert together != tokens(LOCAL.evaluate(served, items))
 
 
@@ -251,6 +248,7 @@ def test_draws_follow_the_probabilities() -> None:
     counts = Counter(draw(torch.zeros((4000, 1)), logits.repeat(4000, 1)).argmax(-1).tolist())
     expected = (logits / 0.7).softmax(-1).tolist()
     for token, share in enumerate(expected):
+        # Standard error of a share among 4,000 draws.
         error = np.sqrt(share * (1 - share) / 4000)
         assert abs(counts[token] / 4000 - share) < 4 * error
 
@@ -285,15 +283,15 @@ def test_more_answers_keep_the_first_ones(family: Path) -> None:
 def test_greedy_repeats_are_asked_in_other_batches(items: tuple[Item, ...]) -> None:
     items = items[:24]
     twice = replace(LOCAL, repeats=2)
-    first = twice.batches(items, 0)
-    second = twice.batches(items, 1)
+    first = twice.batches(items, repeat=0)
+    second = twice.batches(items, repeat=1)
     assert first == LOCAL.batches(items)
     assert {len(batch) for batch in second} == {8}
     assert sorted(i.id for batch in second for i in batch) == sorted(i.id for i in items)
     assert (
         twice.sampling.answers_per_item,
         DRAWN.sampling.answers_per_item,
-        DRAWN.batches(items, 2),
+        DRAWN.batches(items, repeat=2),
     ) == (
         2,
         3,

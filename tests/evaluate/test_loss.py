@@ -83,7 +83,7 @@ def test_windows_score_every_token_once(
     before: int, scored: int, stride: int | None, windows: list[tuple[int, int, int]]
 ) -> None:
     tokens = tuple(range(before + scored))
-    made = Passage(before=tokens[:before], scored=tokens[before:]).windows(10, stride)
+    made = Passage(before=tokens[:before], scored=tokens[before:]).windows(limit=10, stride=stride)
     assert made == [(list(tokens[start:end]), count) for start, end, count in windows]
     assert [token for own, count in made for token in own[-count:]] == list(tokens[before:])
 
@@ -136,8 +136,11 @@ class TestVllm:
         )
         engine = VllmEngine()
         read = Passage(before=(0,), scored=tuple(range(1, 300)))
-        assert engine.likelihoods(LOSS.machine, model, [read, read], None) == [-sum(range(300))] * 2
-        assert all(len(tokens) <= 127 for tokens, _ in read.windows(126, None))
+        assert (
+            engine.likelihoods(LOSS.machine, model, [read, read], stride=None)
+            == [-sum(range(300))] * 2
+        )
+        assert all(len(tokens) <= 127 for tokens, _ in read.windows(limit=126, stride=None))
 
     def test_log_probabilities_are_those_of_the_prompts_own_tokens(
         self, monkeypatch: pytest.MonkeyPatch

@@ -167,16 +167,29 @@ def test_shares_of_splits_may_be_others_and_what_is_not_named_keeps_its_proporti
     items = make_items(400)
     splits = make_splits(items, shares=shares_of({"select": 0.2, "search": 0.5, "test": 0.3}))
     counts = splits.counts()
+    # 0.5 is 1.67 times 0.3, and that 1.5 times 0.2; groups are dealt by a hash.
     assert counts["search"] > 1.3 * counts["test"] > 1.1 * counts["select"]
-    for wrong in (
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
         {"serch": 0.4},
         {"search": 1.0},
         {"search": 0.0},
         {"search": True},
         {"select": 0.5, "search": 0.5},
-    ):
-        with pytest.raises(UserError, match=r"benchmark\.splits"):
-            shares_of(wrong)
+    ],
+    ids=str,
+)
+def test_shares_that_leave_a_split_nothing_or_name_none_are_refused(
+    wrong: dict[str, float],
+) -> None:
+    with pytest.raises(UserError, match=r"benchmark\.splits"):
+        shares_of(wrong)
+
+
+def test_shares_of_all_splits_add_up_to_one() -> None:
     with pytest.raises(UserError, match="add up to"):
         shares_of({"select": 0.2, "search": 0.2, "test": 0.2})
 
@@ -333,7 +346,7 @@ def test_excluded_categories_are_left_out() -> None:
     items = make_items(2)
     assert {item.category for item in included_items(tuple(items), ["w"])} == {"x"}
     assert included_items(tuple(items), []) == tuple(items)
-    w, x = included_items(tuple(items), [], 1)
+    w, x = included_items(tuple(items), [], limit=1)
     assert [w, x] == [items[0], items[2]]
     with pytest.raises(UserError, match="leave one in"):
         included_items(tuple(items), ["w", "x"])

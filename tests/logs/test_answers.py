@@ -53,6 +53,7 @@ def answers_of(*scores: float) -> list[tuple[str, LoggedAnswer]]:
 def test_a_metric_is_a_mean_if_its_scores_are_fractions_and_average_to_the_figure(
     scores: Sequence[float], reported: Any, is_mean: bool, kept: bool
 ) -> None:
+    """`reported` is the figure of the log. Scores that lead neither to it nor to fractions are not `kept`."""
     reports = {} if reported is None else {"m": reported}
     found = metrics_of(HERE, answers_of(*scores), reports)["m"]
     assert found.is_mean == is_mean
@@ -413,6 +414,7 @@ def test_a_project_of_bfcl(tmp_path: Path) -> None:
 
 
 def lm_eval_log(folder: Path, samples: Sequence[dict[str, Any]], **figures: Any) -> Path:
+    """A log of the task t, with its `figures` in the results."""
     table = {
         "configs": {"t": {}}, "results": {"t": figures}, "model_name": "m", "n-shot": {"t": 5}, "versions": {"t": 2},
         "higher_is_better": {"t": {"acc": True, "ppl": False}}, "n-samples": {"t": {"effective": len(samples)}},
@@ -425,6 +427,7 @@ def lm_eval_log(folder: Path, samples: Sequence[dict[str, Any]], **figures: Any)
 
 
 def lm_eval_sample(doc_id: int, responses: Any, **changes: Any) -> dict[str, Any]:
+    """A sample with one context for each response, or for each option of a choice."""
     arguments = {}
     for number, _ in enumerate(responses):
         context = f"other {number}" if number else "2 + 2?"
@@ -498,6 +501,7 @@ def test_fewer_samples_than_the_harness_counted_are_a_file_that_is_cut_off(
 def test_a_group_of_lm_eval_is_weighted_as_its_figure_says(
     tmp_path: Path, figures: dict[str, Any], sizes: dict[str, int], by_size: bool | None
 ) -> None:
+    """A log of the group g, whose tasks t and u are in an inner group; its figures tell how it weighs them."""
     folder = lm_eval_log(tmp_path / "log", [lm_eval_sample(n, [["x"]]) for n in range(3)])
     path = folder / "results_2024-01-01.json"
     table = json.loads(path.read_text())

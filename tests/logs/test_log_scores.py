@@ -25,6 +25,7 @@ def unmeasured() -> ScoreMatrix:
 
 
 def source(folder: Path, scores: dict[str, list[Any]]) -> LogScores:
+    """Logs of {model: scores}, one category, two items in a group."""
     paths = {}
     for name, values in scores.items():
         rows = [

@@ -48,6 +48,7 @@ BACKENDS = ("local", "accelerate", "mergekit")
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> MergeBackend:
+    """A backend of each kind; of mergekit with a stand-in for its program."""
     program = tmp_path / "python"
     program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)
@@ -138,6 +139,7 @@ def test_the_written_soup_is_the_soup_in_memory(
 
 
 def flip(path: Path) -> None:
+    """Change the last bit of a file, and keep its times."""
     stat = path.stat()
     with path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)

@@ -212,12 +212,17 @@ def test_files_get_what_methods_give_on_tensors(
     monkeypatch.setattr(mixing, "PRODUCT_ELEMENTS", 16)
     monkeypatch.setattr(mixing, "BLOCK_ELEMENTS", 16)
     folders = family(tmp_path, 3)
-    based = method != "slerp"
-    fields = {"base_model": str(folders["m2"])} if based else {}
+    fields: dict[str, str] = {}
+    seeds = [0, 1]
+    weights = [0.35, 0.65]
+    if method != "slerp":
+        # The base comes first, with weight 0.
+        fields = {"base_model": str(folders["m2"])}
+        seeds = [2, *seeds]
+        weights = [0.0, *weights]
     pair = {name: folders[name] for name in ("m0", "m1")}
     soup = soup_of(pair, tmp_path / "soup", (0.35, 0.65), method=method, **fields)
-    parts = [random_tensors(i) for i in ((2, 0, 1) if based else (0, 1))]
-    weights = (0.0, 0.35, 0.65) if based else (0.35, 0.65)
+    parts = [random_tensors(seed) for seed in seeds]
     for name, tensor in soup.items():
         whole = METHODS[method]([p[name].float().numpy() for p in parts], weights)
         want = torch.from_numpy(whole).bfloat16()
@@ -336,9 +341,12 @@ def test_overrides_per_layer_and_per_pattern(tmp_path: Path) -> None:
     soup = soup_of(folders, tmp_path / "soup", (0.5, 0.5), tensor_weights=overrides)
     parts = [random_tensors(0), random_tensors(1)]
     for name, tensor in soup.items():
-        weights = (
-            (1.0, 0.0) if "layers.0." in name else (0.25, 0.75) if ".mlp." in name else (0.5, 0.5)
-        )
+        weights = (0.5, 0.5)
+        # The first pattern that fits counts.
+        if "layers.0." in name:
+            weights = (1.0, 0.0)
+        elif ".mlp." in name:
+            weights = (0.25, 0.75)
         assert same_bits(tensor, expected([p[name] for p in parts], weights, torch.bfloat16)), name
 
 

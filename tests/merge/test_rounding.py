@@ -45,6 +45,7 @@ def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def sampled(folder: Path, weights: list[float], of_base: float, dtype: str | None) -> Rounding:
+    """What sampled values say of a soup of these weights of m0, m1, ... and of the base, written as `dtype`."""
     models = {f"m{i}": Checkpoint.open(folder / f"m{i}") for i in range(len(weights))}
     sample = WeightSample.of(models, Checkpoint.open(folder / "base"))
     return sample.rounding(WeightedSum(np.array([*weights, of_base]), dtype))
@@ -61,7 +62,7 @@ def test_sampled_shares_are_those_of_all_weights(tmp_path: Path, update: float, 
     rounded = stored(torch.from_numpy(soup), dtype).numpy()
     kept = (rounded - base) @ (soup - base) / ((soup - base) @ (soup - base))
     nearest = np.linalg.norm(models - soup, axis=1).min()
-    found = sampled(tmp_path, weights, 0.0, dtype)
+    found = sampled(tmp_path, weights, of_base=0.0, dtype=dtype)
     assert found.kept == pytest.approx(kept, abs=0.02)
     assert found.error == pytest.approx(np.linalg.norm(rounded - soup) / nearest, abs=0.02)
     assert found.dtype == dtype
@@ -85,7 +86,7 @@ def test_a_matrix_counts_by_its_elements(tmp_path: Path) -> None:
     soup = (flat(models[0]) + flat(models[1])) / 2
     rounded = stored(torch.from_numpy(soup), "bfloat16").numpy()
     nearest = min(np.linalg.norm(flat(model) - soup) for model in models)
-    found = sampled(tmp_path, [0.5, 0.5], 0.0, None)
+    found = sampled(tmp_path, [0.5, 0.5], of_base=0.0, dtype=None)
     assert found.error == pytest.approx(np.linalg.norm(rounded - soup) / nearest, abs=0.03)
 
 
@@ -104,18 +105,22 @@ def test_a_soup_that_overflows_is_told_and_has_no_distances(tmp_path: Path) -> N
     for name in ("base", "m0", "m1"):
         tensors = {"weight": torch.full((8, 256), 2e5), "small": torch.ones(8, 256)}
         save(tmp_path / name, tensors)
-    found = sampled(tmp_path, [0.5, 0.5], 0.0, "float16")
+    found = sampled(tmp_path, [0.5, 0.5], of_base=0.0, dtype="float16")
     assert (found.error, found.kept, found.largest) == (None, None, 2e5)
     assert "merge.dtype" in (found.warning or "")
-    assert sampled(tmp_path, [0.5, 0.5], 0.0, "bfloat16").warning is None
+    assert sampled(tmp_path, [0.5, 0.5], of_base=0.0, dtype="bfloat16").warning is None
 
 
 def test_three_small_updates_keep_six_tenths_of_their_mean(tmp_path: Path) -> None:
     """As simulated with updates of standard deviation 1e-5 on weights of 0.02: .61, and .44 of five."""
     updated(tmp_path / "three", 1e-5)
     updated(tmp_path / "five", 1e-5, models=5)
-    assert sampled(tmp_path / "three", [1 / 3] * 3, 0.0, None).kept == pytest.approx(0.61, abs=0.02)
-    assert sampled(tmp_path / "five", [0.2] * 5, 0.0, None).kept == pytest.approx(0.44, abs=0.02)
+    assert sampled(tmp_path / "three", [1 / 3] * 3, of_base=0.0, dtype=None).kept == pytest.approx(
+        0.61, abs=0.02
+    )
+    assert sampled(tmp_path / "five", [0.2] * 5, of_base=0.0, dtype=None).kept == pytest.approx(
+        0.44, abs=0.02
+    )
 
 
 def test_a_scaled_sum_of_task_vectors_is_the_soup(tmp_path: Path) -> None:
@@ -123,13 +128,13 @@ def test_a_scaled_sum_of_task_vectors_is_the_soup(tmp_path: Path) -> None:
     base = flat(pool["base"])
     change = 0.7 * (0.5 * (flat(pool["m0"]) - base) + 0.5 * (flat(pool["m1"]) - base))
     rounded = stored(torch.from_numpy(base + change), "bfloat16").numpy() - base
-    found = sampled(tmp_path, [0.35, 0.35, 0.0], 0.3, None)
+    found = sampled(tmp_path, [0.35, 0.35, 0.0], of_base=0.3, dtype=None)
     assert found.kept == pytest.approx(rounded @ change / (change @ change), abs=0.02)
 
 
 def test_one_ingredient_is_stored_as_it_is(tmp_path: Path) -> None:
     updated(tmp_path, 1e-4)
-    found = sampled(tmp_path, [1.0, 0.0, 0.0], 0.0, None)
+    found = sampled(tmp_path, [1.0, 0.0, 0.0], of_base=0.0, dtype=None)
     assert (found.error, found.kept) == (None, 1.0)
 
 

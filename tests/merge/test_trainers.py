@@ -99,6 +99,7 @@ ROUTER = "model.layers.0.mlp.gate.weight"
 
 
 def experts(seed: int) -> dict[str, torch.Tensor]:
+    """A layer of two experts as the Hub lists them."""
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {
         f"{EXPERTS}{e}.{part}_proj.weight": (3, 4) for e in range(2) for part in ("gate", "up")

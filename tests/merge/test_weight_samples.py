@@ -79,8 +79,8 @@ def test_cosine_and_distance_are_those_of_whole_tensors_if_blocks_are(tmp_path: 
 
 
 def test_tunes_of_one_base_are_related(tmp_path: Path) -> None:
-    pool = {name: tuned(drawn(0), seed) for seed, name in enumerate("abc", start=1)}
-    result = compared(tmp_path, {**pool, "base": drawn(0)}, base="base")
+    pool = {name: tuned(drawn(seed=0), seed) for seed, name in enumerate("abc", start=1)}
+    result = compared(tmp_path, {**pool, "base": drawn(seed=0)}, base="base")
     assert result.groups == (("a", "b", "c", "merge.base_model"),)
     assert result.warnings == []
 
@@ -95,7 +95,9 @@ def test_other_seeds_are_warned_of(tmp_path: Path) -> None:
 def test_two_families_are_two_groups(tmp_path: Path) -> None:
     """Beside the mean of the others alone, three and three models look related: their cosine is .55."""
     pool = {
-        f"{family}{i}": tuned(drawn(family), 10 + i, 0.05) for family in (1, 2) for i in range(3)
+        f"{family}{i}": tuned(drawn(family), seed=10 + i, size=0.05)
+        for family in (1, 2)
+        for i in range(3)
     }
     result = compared(tmp_path, pool)
     assert result.groups == (("10", "11", "12"), ("20", "21", "22"))
@@ -105,21 +107,25 @@ def test_two_families_are_two_groups(tmp_path: Path) -> None:
 
 
 def test_another_base_is_warned_of(tmp_path: Path) -> None:
-    pool = {"a": tuned(drawn(0), 1), "b": tuned(drawn(0), 2), "base": drawn(9)}
+    pool = {
+        "a": tuned(drawn(seed=0), seed=1),
+        "b": tuned(drawn(seed=0), seed=2),
+        "base": drawn(seed=9),
+    }
     result = compared(tmp_path, pool, base="base")
     assert result.groups == (("a", "b"), ("merge.base_model",))
 
 
 def test_heads_in_another_order_are_warned_of(tmp_path: Path) -> None:
-    turned = {name: tensor.roll(8, dims=0) for name, tensor in drawn(0).items()}
-    assert compared(tmp_path, {"a": drawn(0), "b": turned}).warnings
+    turned = {name: tensor.roll(8, dims=0) for name, tensor in drawn(seed=0).items()}
+    assert compared(tmp_path, {"a": drawn(seed=0), "b": turned}).warnings
 
 
 def test_a_trajectory_is_related_by_its_steps(tmp_path: Path) -> None:
     """The first and the last checkpoint have a cosine below the threshold, each two neighbours do not."""
-    pool = {"0": drawn(0)}
+    pool = {"0": drawn(seed=0)}
     for step in range(1, 6):
-        pool[str(step)] = tuned(pool[str(step - 1)], step, 0.9)
+        pool[str(step)] = tuned(pool[str(step - 1)], seed=step, size=0.9)
     result = compared(tmp_path, pool)
     assert result.lowest is not None
     assert result.lowest < 0.5
@@ -127,12 +133,12 @@ def test_a_trajectory_is_related_by_its_steps(tmp_path: Path) -> None:
 
 
 def test_dtypes_rows_and_shards_may_differ(tmp_path: Path) -> None:
-    wide = drawn(0)
+    wide = drawn(seed=0)
     narrow = {name: tensor.to(torch.bfloat16) for name, tensor in wide.items()}
     wide["layers.0.weight"] = torch.cat([wide["layers.0.weight"], torch.randn(3, 32)])
     a = Checkpoint.open(save(tmp_path / "a", wide, shards=3))
     b = Checkpoint.open(save(tmp_path / "b", narrow))
-    result = WeightSample.of({"a": a, "b": b}, None).similarity()
+    result = WeightSample.of({"a": a, "b": b}, base=None).similarity()
     assert result is not None
     assert result.models["a"].cosine == pytest.approx(1, abs=1e-4)
 
@@ -149,11 +155,11 @@ def test_nothing_is_said_without_a_block_that_can_be_compared(
     tmp_path: Path, weight: torch.Tensor
 ) -> None:
     models = opened(tmp_path, {name: {"w": weight} for name in "ab"})
-    assert WeightSample.of(models, None).similarity() is None
+    assert WeightSample.of(models, base=None).similarity() is None
 
 
 def test_a_tune_that_did_not_move_has_no_task_cosine(tmp_path: Path) -> None:
-    pool = {"a": drawn(0), "b": tuned(drawn(0), 1), "base": drawn(0)}
+    pool = {"a": drawn(seed=0), "b": tuned(drawn(seed=0), seed=1), "base": drawn(seed=0)}
     result = compared(tmp_path, pool, base="base")
     assert result.models["a"].task_cosine is None
     assert result.warnings == []
@@ -195,12 +201,16 @@ def test_sharded_checkpoints_are_compared_as_the_folders_they_are() -> None:
     shared = ROOT / "tests" / "data" / "sharded"
     like = Like(shared / "plain" / "0")
     seeds = (("plain/0", "fsdp/checkpoint-10"), ("plain/1", "ranks", "tp/step-1", "shards"))
-    models = {name: Checkpoint.open(shared / name, True, like) for names in seeds for name in names}
-    result = WeightSample.of(models, None).similarity()
+    models = {
+        name: Checkpoint.open(shared / name, allow_pickle=True, like=like)
+        for names in seeds
+        for name in names
+    }
+    result = WeightSample.of(models, base=None).similarity()
     assert result is not None
     assert result.groups == seeds
     for names in seeds:
-        result = WeightSample.of({name: models[name] for name in names}, None).similarity()
+        result = WeightSample.of({name: models[name] for name in names}, base=None).similarity()
         assert result is not None
         assert result.lowest == pytest.approx(1)
     sharded = WeightSample.of(
@@ -224,10 +234,12 @@ def test_fp8_models_are_compared_by_what_their_weights_stand_for() -> None:
         # Other matrices are too small to be in FP8.
         tensors = {name: model.tensors[name] for name in names}
         models[folder.name] = replace(model, tensors=tensors)
-    result = WeightSample.of(models, None).similarity()
+    result = WeightSample.of(models, base=None).similarity()
     assert result is not None
     assert result.groups == (("block-0", "row-0"), ("tensor-1",))
-    pair = WeightSample.of({name: models[name] for name in ("block-0", "row-0")}, None).similarity()
+    pair = WeightSample.of(
+        {name: models[name] for name in ("block-0", "row-0")}, base=None
+    ).similarity()
     assert pair is not None
     assert pair.lowest is not None
     assert 0.99 < pair.lowest < 1
@@ -237,8 +249,10 @@ def test_fp8_models_are_compared_by_what_their_weights_stand_for() -> None:
 def adapters(tmp_path: Path) -> dict[str, Path]:
     """One adapter, the same update by other factors, its double, and another one."""
     modules = [*MODULES, "extra"]
-    base = save(tmp_path / "base", {f"{m}.weight": drawn(0)["layers.0.weight"] for m in modules})
-    a = save_adapter(tmp_path / "a", base, dict.fromkeys(MODULES, 4), 1)
+    base = save(
+        tmp_path / "base", {f"{m}.weight": drawn(seed=0)["layers.0.weight"] for m in modules}
+    )
+    a = save_adapter(tmp_path / "a", base, dict.fromkeys(MODULES, 4), seed=1)
     turned = shutil.copytree(a, tmp_path / "turned")
     turn = torch.randn(4, 4, generator=torch.Generator().manual_seed(9)).double()
     tensors = load_file(a / "adapter_model.safetensors")
@@ -249,7 +263,9 @@ def adapters(tmp_path: Path) -> dict[str, Path]:
     save_file(tensors, turned / "adapter_model.safetensors", metadata={"format": "pt"})
     double = Path(shutil.copytree(a, tmp_path / "double"))
     change_config(double, lora_alpha=16)
-    other = save_adapter(tmp_path / "other", base, {**dict.fromkeys(MODULES, 3), "extra": 2}, 2)
+    other = save_adapter(
+        tmp_path / "other", base, {**dict.fromkeys(MODULES, 3), "extra": 2}, seed=2
+    )
     return {"a": a, "turned": Path(turned), "double": double, "other": other}
 
 
@@ -284,7 +300,7 @@ def test_adapters_are_compared_by_what_they_add_and_not_by_their_factors(
 def test_adapters_without_a_common_module_or_with_infinity_are_not_compared(
     adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    alone = save_adapter(tmp_path / "alone", tmp_path / "base", {"extra": 2}, 3)
+    alone = save_adapter(tmp_path / "alone", tmp_path / "base", {"extra": 2}, seed=3)
     tensors = load_file(adapters["double"] / "adapter_model.safetensors")
     infinite = {name: torch.full_like(tensor, torch.inf) for name, tensor in tensors.items()}
     save_file(infinite, adapters["double"] / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -78,6 +78,7 @@ class TestSpace:
         machine: Machine = LAPTOP,
         **run_: Any,
     ) -> bool:
+        """Whether the machine has enough of one kind (memory, disk) for a run of these models."""
         requirements = requirements_of(run(**run_), models, machine, [evaluator])
         (fits,) = [one.fits for one in requirements if one.kind == kind]
         return fits
@@ -447,11 +448,13 @@ def test_one_candidate_answers_five_items_per_category(
 def test_the_start_of_a_call_is_counted_once_for_all_of_its_items() -> None:
     stage = PlannedStage(name="s", models=(3, 3), items=100, asked=(300, 300), todo=(150, 300))
     command = Speed(items_per_second=10, per_call=2.0, basis="measured", reason="")
+    # 150 or 300 answers at 10 a second, in calls of 100 items that take 2 s to start.
     assert [command.seconds(stage, end) for end in (0, 1)] == [15 + 2 * 2, 30 + 3 * 2]
     batches = replace(command, batch=50)
-    assert batches.seconds(stage, 1) == 30 + 6 * 2
+    assert batches.seconds(stage, end=1) == 30 + 6 * 2
+    # A search in parts asks for a quarter of the split at a time.
     samples = replace(stage, in_parts=True)
-    assert command.seconds(samples, 1) == 30 + 12 * 2
+    assert command.seconds(samples, end=1) == 30 + 12 * 2
 
 
 @pytest.mark.parametrize(
@@ -538,6 +541,7 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 def check_refused(souping: Cli, tmp_path: Path, needle: str, *overrides: str) -> None:
+    """A run and its plan are both refused with these words, and nothing is evaluated."""
     ran = souping(*overrides)
     planned = souping("plan", *overrides)
     ran.refused(needle)

@@ -50,6 +50,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{name: page}, of runs of several sizes, a training run and a comparison."""
     made = {}
     for name, (k, models, columns) in SAMPLES.items():
         folder = tmp_path_factory.mktemp(name)

@@ -69,7 +69,7 @@ def test_the_headline_of_a_training_run_says_what_the_soup_gained_over_the_last_
     report["comparisons"].append(pair)
     without = headline(read(Report, report))
     assert last not in without
-    report["trajectory"] = to_json(measured(True))
+    report["trajectory"] = to_json(measured(rates=True))
     assert headline(read(Report, report)).startswith(without)
     assert f"minus {last}" in headline(read(Report, report))
     # The verdict speaks of the best candidate.
@@ -83,7 +83,7 @@ def test_other_candidates_have_no_such_section() -> None:
 
 
 def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
-    windows = measured(True).windows
+    windows = measured(rates=True).windows
     steps = {(window.kind, window.count): window.steps for window in windows}
     assert steps["uniform", 2] == 100
     assert steps["ema", SIZE] == 100 * (SIZE - 1)
@@ -96,7 +96,7 @@ def test_windows_lie_where_their_oldest_checkpoint_was() -> None:
 
 
 def test_a_claim_on_the_recipe_takes_two_further_runs() -> None:
-    claims = [measured(True, runs).runs.claim for runs in (0, 1, 2)]
+    claims = [measured(rates=True, runs=runs).runs.claim for runs in (0, 1, 2)]
     assert [claim is not None for claim in claims] == [False, False, True]
 
 

@@ -217,6 +217,7 @@ def mutate(report: dict[str, Any], donor: dict[str, Any], rng: random.Random) ->
 
 
 def check_mutations(seeds: range) -> None:
+    """A damaged report is read without an error, and as written again it is the same."""
     text = json.dumps(whole())
     donor = json.loads(text)
     names = {field.name for field in known(Report)}

@@ -249,6 +249,7 @@ def dies_at(call: int, function: Callable[..., Any], after: bool) -> Callable[..
     calls = 0
 
     def last(*arguments: Any, **options: Any) -> Any:
+        """Fail before this call of the function, or after it."""
         nonlocal calls
         calls += 1
         if calls == call and not after:

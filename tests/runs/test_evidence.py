@@ -67,7 +67,19 @@ def gather(
 
 
 def by_category(unit: Unit, pairs: Sequence[evidence.Pair]) -> list[dict[str, Any]]:
+    """Rows of what the soup lost or gained in each category."""
     return [table_of(difference) for difference in evidence.by_category(unit, pairs)]
+
+
+def by_category_of(
+    items: Sequence[Item], soup: FloatArray, other: FloatArray, *, same_model: bool = False
+) -> list[dict[str, Any]]:
+    """As `by_category`, of scores on items that are a group each."""
+    table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
+    scores = ScoreTable.complete(table, {"s": soup, "a": other})
+    return by_category(
+        POINTS, [evidence.Pair(soup="s", other="a", scores=scores, same_model=same_model)]
+    )
 
 
 def scores(rates: Mapping[str, float], seed: int = 0, **changes: Any) -> ItemScores:
@@ -87,6 +99,7 @@ def level(rate: float, **others: float) -> dict[str, float]:
 def gathered(
     soup: ItemScores, *, a: ItemScores | None = None, look: int = 1, margin: float = 0.01
 ) -> dict[str, Any]:
+    """What a report says of a soup, beside the ingredients a, which is the best candidate, and b."""
     rows = [Contender(name=name, kind="ingredient", recipe=own) for name, own in SINGLES.items()]
     rows.append(Contender(name="a", kind="best_candidate", recipe=SINGLES["a"]))
     rows.append(Contender(name="soup", kind="soup", recipe=SOUP))
@@ -308,6 +321,7 @@ def test_a_later_look_is_wider_and_corrected() -> None:
 
 
 def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> None:
+    """The models of earlier looks: nine with scores, and two whose answers are gone, each a test of its own."""
     known = evidence.KnownScores(
         scores=np.array([scores(level(0.6), seed=n).values for n in range(9)]), missing=2
     )
@@ -330,6 +344,7 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     (second,) = replace(models, look=2, known=None).pairs
     (picked,) = replace(models, look=2).pairs
     assert (first.level.tests, second.level.tests) == (1.0, 1.0)
+    # The nine and the soup are 1 to 10 tests, as they depend on each other.
     assert 2 + 1 < picked.level.tests <= 2 + 10
     without_missing = evidence.KnownScores(scores=known.scores)
     (answered,) = replace(models, look=2, known=without_missing).pairs
@@ -337,9 +352,8 @@ def test_a_soup_that_may_have_been_picked_is_corrected_for_those_with_it() -> No
     before = second.compare()
     after = picked.compare()
     assert (before.level, after.level) == (second.level, picked.level)
-    assert after.p_family == pytest.approx(
-        picked.level.tests * before.p_family, rel=0.6
-    )  # a dozen of the patterns
+    # Both p-values count drawn patterns, the smaller one a dozen.
+    assert after.p_family == pytest.approx(picked.level.tests * before.p_family, rel=0.6)
     assert after.high - after.low > before.high - before.low
 
 
@@ -378,34 +392,11 @@ def test_losses_have_limits_that_hold_at_once() -> None:
 def test_a_small_category_cannot_show_a_small_loss() -> None:
     items = tuple(make_items(70, ("w", "x", "y", "z")))
     values = np.zeros(280)
-    values[:2] = 1.0
-    table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
-    found = by_category(
-        POINTS,
-        [
-            evidence.Pair(
-                soup="s",
-                other="a",
-                scores=ScoreTable.complete(table, {"s": values, "a": np.zeros(280)}),
-            )
-        ],
-    )
+    values[:2] = 1.0  # 2 of 70 items of w
+    found = by_category_of(items, values, np.zeros(280))
     assert {told["verdict"] for told in found} == {"no difference shown"}
     assert all(0.02 < told["least"] < 0.15 for told in found)
-    assert (
-        by_category(
-            POINTS,
-            [
-                evidence.Pair(
-                    soup="s",
-                    other="a",
-                    scores=ScoreTable.complete(table, {"s": values, "a": values}),
-                    same_model=True,
-                )
-            ],
-        )
-        == []
-    )
+    assert by_category_of(items, values, values, same_model=True) == []
 
 
 def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None:
@@ -436,23 +427,13 @@ def test_a_single_that_the_search_keeps_is_shown_with_the_best_mixture() -> None
 def test_a_category_of_two_items_hides_no_loss_of_the_others() -> None:
     """All of its few groups lie on one side in half of the patterns, where they have no standard error."""
     items = tuple(make_items(80, ("w", "x"))) + tuple(make_items(2, ("y",)))
-    table = ItemTable.of([replace(item, group=item.id) for item in items], Mean())
     ours = np.array(
         [item.category == "w" or number % 2 == 0 for number, item in enumerate(items)], dtype=float
     )
     theirs = np.array(
         [item.category != "w" and number % 2 == 0 for number, item in enumerate(items)], dtype=float
     )
-    found = by_category(
-        POINTS,
-        [
-            evidence.Pair(
-                soup="s",
-                other="a",
-                scores=ScoreTable.complete(table, {"s": ours, "a": theirs}),
-            )
-        ],
-    )
+    found = by_category_of(items, ours, theirs)
     assert [told["verdict"] for told in found] == [
         "higher",
         "no difference shown",
@@ -551,7 +532,8 @@ def test_a_soup_that_lost_one_category_and_gained_on_one_ingredient() -> None:
     assert (entry.items, entry.groups) == (120, 60)
     assert [pair.b for pair in entry.comparisons] == ["a", "b"]
     differences = [pair.difference for pair in entry.comparisons]
-    assert differences == pytest.approx([-0.208, 0.5], abs=0.001)
+    # Of 60 items in each category the soup has 20 and 50 right, a 45 and 50, b 5 and 5.
+    assert differences == pytest.approx([-25 / 60 / 2, (15 + 45) / 60 / 2])
     assert [pair.verdict for pair in entry.comparisons] == ["lower", "higher"]
     for pair in entry.comparisons:
         assert pair.p_value is not None

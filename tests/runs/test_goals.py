@@ -174,11 +174,11 @@ def test_guards_are_corrected_for_the_models_that_were_known_and_for_names_if_th
 
     # The soup, one known model and two without answers.
     first = checks("better_than_every_candidate", declared(admission))
-    assert first == guard_tests(guards, pairs, 2, picked=4)
+    assert first == guard_tests(guards, pairs, looks=2, picked=4)
     backwards = replace(admission, guards=guards[::-1])
     assert checks("keep_candidate", declared(backwards)) == first
     later = checks("keep_candidate", "")
-    assert later == guard_tests(guards, pairs, 2, picked=4, limits=24)
+    assert later == guard_tests(guards, pairs, looks=2, picked=4, limits=24)
     assert later[0].low is not None
     assert first[0].low is not None
     assert later[0].low < first[0].low

@@ -39,10 +39,8 @@ def run_dir(where: Path, number: int = -1) -> Path:
     return sorted(p.parent for p in where.glob("outputs/fam/**/config.yaml"))[number]
 
 
-def test_a_second_run_evaluates_nothing(
-    finished_copy: Path, family: Path, souping: Cli, tmp_path: Path
-) -> None:
-    one = finished_copy
+def test_a_run_leaves_its_files_rows_and_warnings(finished: Path) -> None:
+    one = finished / "run"
     assert all((one / name).exists() for name in OUTPUTS)
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
         p.name for p in (one / "soup").iterdir()
@@ -60,19 +58,24 @@ def test_a_second_run_evaluates_nothing(
     assert report["splits"].keys() == {"select", "search", "test"}
     assert sum(report["splits"].values()) == 180
     assert report["cost"]["trials"] == len(list(csv.DictReader((one / "trials.csv").open())))
-    assert "run/report.html" in (tmp_path / "terminal.txt").read_text()
+    assert "run/report.html" in (finished / "terminal.txt").read_text()
     few = "correlations over 4 models are largely chance"
     assert all(
         few in (one / name).read_text() for name in ("run.log", "selection.json", "report.html")
     )
     assert report["verdict"]["sentence"].split(":")[0] in (one / "soup" / "README.md").read_text()
 
+
+def test_a_second_run_evaluates_nothing_and_leaves_the_same_files(
+    finished_copy: Path, family: Path, souping: Cli, tmp_path: Path
+) -> None:
+    one = finished_copy
     souping(*finished_words(family), "hydra.run.dir=again").ok()
     two = tmp_path / "again"
     assert report_of(two)["cost"]["evaluated_items"] == 0
-    assert timeless(report_of(two)) == timeless(report)
+    assert timeless(report_of(two)) == timeless(report_of(one))
     assert (two / "samples.jsonl.gz").read_bytes() == (one / "samples.jsonl.gz").read_bytes()
-    # it names its folder
+    # The card names its folder.
     for file in (path for path in (one / "soup").iterdir() if path.name != "README.md"):
         assert file.read_bytes() == (two / "soup" / file.name).read_bytes(), file.name
 
@@ -165,6 +168,7 @@ def test_a_tracked_multirun_is_a_group(
 
 
 def call(family: Path, *more: str) -> list[str]:
+    """Words of a run that searches three of the four candidates."""
     quick = [
         "selector=topk",
         "selector.k=3",

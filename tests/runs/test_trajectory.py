@@ -22,6 +22,7 @@ CHOICE = "_target_: tests.support.trajectory.Bowl\n"
 
 @pytest.fixture
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words of a run over the checkpoints in `one`, which has the trainer's own average too, and a decayed model."""
     monkeypatch.syspath_prepend(str(ROOT))
     make_run(tmp_path / "one", 1)
     save_at(tmp_path / "one" / "ema", 0.45)

@@ -158,7 +158,7 @@ def test_no_candidate_but_the_searchs_is_kept() -> None:
     assert "-0.0" not in say(ace(-0.00001, 0.5)).sentence
 
 
-@pytest.mark.parametrize("level", [Level(1), Level(2, tests=6.0)])
+@pytest.mark.parametrize("level", [Level(looks=1), Level(looks=2, tests=6.0)])
 def test_the_items_for_the_margin_are_those_at_the_level_of_the_interval(level: Level) -> None:
     """With a standard error of 2 points: n times ((z + 0.84) * error / margin)^2, to two digits."""
     z = NormalDist().inv_cdf(1 - level.alpha / 2)
@@ -221,19 +221,24 @@ def test_the_router_is_chosen_elsewhere_and_the_oracle_is_a_bound() -> None:
         categories=("y", "x"),
         values=np.array([[0.1, 0.9], [0.8, 0.2], [1, 1]]),
     )
-    # here a is better in y, but b was before
+    # On the test split a is better in y, but b was on the select split, by the table.
     ingredients = {"a": scores(1, 1, 0, 1), "b": scores(1, 0, 1, 0)}
     routes = best_by_category(list(ingredients), table, [item.category for item in ITEMS])
     router = routed(ingredients, routes, table.models)
     report = Report(name="run")
     found = with_alternatives(report, 0.9, scores(1, 1, 1, 0), ingredients, router, Mean())
-    losses = scores(31, 30, 29, 30)
-    router = routed({"a": losses}, dict.fromkeys(routes, "a"), table.models)
-    without_fractions = with_alternatives(report, 30.0, losses, {"a": losses}, router, Mean())
-    assert without_fractions == replace(report, selection_bias=0.0)
-    assert found.selection_bias == pytest.approx(0.15)
+    # 0.9 on the search split, 3 of 4 on the test split.
+    assert found.selection_bias == pytest.approx(0.9 - 0.75)
     assert found.router == Router(score=0.25, routes={"x": "a", "y": "b"}, models=2, answers=1)
     assert found.upper_bound == UpperBound(score=1.0, models=2, answers=2)
+
+
+def test_scores_that_are_no_fractions_have_neither_router_nor_bound() -> None:
+    losses = scores(31, 30, 29, 30)
+    router = routed({"a": losses}, dict.fromkeys("xy", "a"), ("a",))
+    report = Report(name="run")
+    found = with_alternatives(report, 30.0, losses, {"a": losses}, router, Mean())
+    assert found == replace(report, selection_bias=0.0)
 
 
 def test_a_candidate_that_the_search_keeps_is_shown_with_its_lead() -> None:

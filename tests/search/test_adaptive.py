@@ -329,7 +329,7 @@ def test_samples_partition_each_category_and_double(counts: tuple[int, ...]) -> 
 
 def test_groups_stay_in_one_sample_and_the_seed_decides_the_order() -> None:
     of = space((60, 60), group=3)
-    for first, second, *_ in item_samples(of, 1):
+    for first, second, *_ in item_samples(of, seed=1):
         assert not {of.groups[item] for item in first} & {of.groups[item] for item in second}
 
     def order(seed: int) -> list[int]:

@@ -283,6 +283,7 @@ class Table(RecipeEvaluator):
         self.most = max(self.most, len(self.open))
 
     def collect(self) -> tuple[Request, ItemScores]:
+        """The request that was opened last; each item scored by the truth for the weights of a and b."""
         request = self.open.pop()
         full = {
             "a": 0.0,
@@ -329,6 +330,7 @@ def run(
     table: Table,
     known: Mapping[Weights, ItemScores] | None = None,
 ) -> tuple[SearchResult, list[Trial]]:
+    """The result of a search, and its trials as they were reported."""
     heard: list[Trial] = []
     found = SearchRun(
         optimiser,

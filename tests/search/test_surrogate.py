@@ -50,7 +50,7 @@ ANSWERED = ((1, 0, 3), (2, 0, 3), (0, 0, 2), (4, 0, 1), (1, 1, 2), (3, 1, 1))
 
 def answered() -> SoupModel:
     """A model that knows some samples; one more was requested and is not answered."""
-    model = SoupModel(TABLE, item_samples(SPACE, 3), WEIGHTS)
+    model = SoupModel(TABLE, item_samples(SPACE, seed=3), WEIGHTS)
     rng = np.random.default_rng(0)
     for soup, c, samples in ANSWERED:
         for b in range(samples):
@@ -113,7 +113,7 @@ def test_the_prior_is_a_mixture_by_the_likelihood_of_the_answers(category: int) 
 
 
 def test_without_answers_the_level_is_a_half_and_an_items_variance_a_fifth() -> None:
-    model = SoupModel(TABLE, item_samples(SPACE, 3), WEIGHTS)
+    model = SoupModel(TABLE, item_samples(SPACE, seed=3), WEIGHTS)
     model.fit()
     mixing = 1 - (TABLE**2).sum(axis=1)
     assert model.level[0] == pytest.approx(0.5 + 0.06 * mixing)
@@ -122,7 +122,7 @@ def test_without_answers_the_level_is_a_half_and_an_items_variance_a_fifth() -> 
 
 
 def test_equal_answers_have_a_least_variance() -> None:
-    model = SoupModel(TABLE, item_samples(SPACE, 3), WEIGHTS)
+    model = SoupModel(TABLE, item_samples(SPACE, seed=3), WEIGHTS)
     model.request_split(1)
     model.observe(1, slice(None), np.ones(130))
     model.fit()
@@ -132,7 +132,7 @@ def test_equal_answers_have_a_least_variance() -> None:
 def test_a_likelihood_of_many_answers_does_not_overflow() -> None:
     """84 soups with four samples each have a log likelihood of some hundreds."""
     table = np.array(weight_grid(4))
-    model = SoupModel(table, item_samples(SPACE, 3), WEIGHTS)
+    model = SoupModel(table, item_samples(SPACE, seed=3), WEIGHTS)
     rng = np.random.default_rng(0)
     for soup in range(len(table)):
         model.request_split(soup)
@@ -323,7 +323,8 @@ def test_the_odds_of_a_bound_are_those_of_a_normal(against: str) -> None:
     assert 0.05 < odds[3] < 0.95
 
 
-def known_space(batch: int, whole: bool) -> SearchSpace:
+def known_space(*, batch: int, whole: bool) -> SearchSpace:
+    """The search split with scores of the singles. A request takes `batch` items or more, all of them if `whole`."""
     rng = np.random.default_rng(7)
     return replace(
         SPACE,
@@ -336,9 +337,11 @@ def known_space(batch: int, whole: bool) -> SearchSpace:
 @pytest.mark.parametrize(("batch", "whole"), [(1, False), (40, False), (1000, False), (1, True)])
 def test_the_first_request_tells_most_per_item(batch: int, whole: bool) -> None:
     """Over all soups and sets of categories: the sum of cov^2 / var by urgency, over the items or a batch."""
-    space = known_space(batch, whole)
-    search = Adaptive(early_stopping=False).over([tuple(row) for row in TABLE.tolist()], space, 0)
-    model = SoupModel(TABLE, item_samples(space, 0), WEIGHTS, singles=space.singles)
+    space = known_space(batch=batch, whole=whole)
+    search = Adaptive(early_stopping=False).over(
+        [tuple(row) for row in TABLE.tolist()], space, seed=0
+    )
+    model = SoupModel(TABLE, item_samples(space, seed=0), WEIGHTS, singles=space.singles)
     assert space.singles is not None
     for soup, values in zip((1, 2), space.singles, strict=True):
         model.request_split(soup)
@@ -378,9 +381,9 @@ def test_the_end_names_soups_that_may_be_as_good(
 ) -> None:
     """Soups whose lead is within 1.645 standard deviations of the pick's; of the singles all is known."""
     monkeypatch.setattr(SoupModel, "surprise", lambda self: surprise)
-    space = known_space(1, False)
-    search = Adaptive().over([tuple(row) for row in TABLE.tolist()], space, 0)
-    model = SoupModel(TABLE, item_samples(space, 0), WEIGHTS, singles=space.singles)
+    space = known_space(batch=1, whole=False)
+    search = Adaptive().over([tuple(row) for row in TABLE.tolist()], space, seed=0)
+    model = SoupModel(TABLE, item_samples(space, seed=0), WEIGHTS, singles=space.singles)
     assert space.singles is not None
     for soup, values in zip((1, 2), space.singles, strict=True):
         model.request_split(soup)
@@ -430,15 +433,15 @@ def test_samples_are_cut_where_groups_end_nearest_to_an_eighth_a_quarter_and_a_h
     alone = replace(
         SPACE, categories=("c",) * 100, groups=tuple(map(str, range(100))), coefficients={"c": 1.0}
     )
-    sizes = [len(sample) for sample in item_samples(alone, 0)[0]]
+    sizes = [len(sample) for sample in item_samples(alone, seed=0)[0]]
     assert sizes == [12, 13, 25, 50]
     groups = tuple(str(n // 8) for n in range(104))
     grouped = replace(alone, categories=("c",) * 104, groups=groups)
-    assert [len(sample) for sample in item_samples(grouped, 0)[0]] == [16, 8, 24, 56]
+    assert [len(sample) for sample in item_samples(grouped, seed=0)[0]] == [16, 8, 24, 56]
     short = replace(alone, categories=("c",) * 23, groups=tuple(map(str, range(23))))
-    assert [len(sample) for sample in item_samples(short, 0)[0]] == [23]
+    assert [len(sample) for sample in item_samples(short, seed=0)[0]] == [23]
     longer = replace(alone, categories=("c",) * 24, groups=tuple(map(str, range(24))))
-    assert [len(sample) for sample in item_samples(longer, 0)[0]] == [12, 12]
+    assert [len(sample) for sample in item_samples(longer, seed=0)[0]] == [12, 12]
 
 
 def test_unrequested_items_are_those_of_the_samples_without_a_request() -> None:
@@ -494,7 +497,7 @@ def test_of_equal_soups_the_one_of_fewer_ingredients_is_best(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     points = [(0.5, 0.5), (0.0, 1.0), (1.0, 0.0)]
-    search = Adaptive().over(points, known_space(1, False), 0)
+    search = Adaptive().over(points, known_space(batch=1, whole=False), seed=0)
     monkeypatch.setattr(SoupModel, "objective", lambda self: (np.zeros(3), np.eye(3)))
     assert search.best() == (0.0, 1.0)
     equal = np.array([1e-10, 0.0, 0.0])

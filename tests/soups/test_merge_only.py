@@ -48,6 +48,7 @@ def contents(folder: Path, *but: str) -> dict[str, bytes]:
 
 
 def merge(souping: Cli, family: Path, *more: str) -> None:
+    """Write `soup/` from three candidates, at fixed weights unless `more` names an optimiser."""
     folders = ",".join(str(family / name) for name in ("ant", "bee", "cat"))
     weights = (
         []
@@ -155,7 +156,7 @@ def test_a_recipe_with_values_of_other_kinds_is_refused(
         "settings": {},
         **change,
     }
-    # an edit that hides itself
+    # Somebody who edits a recipe may renew its id too.
     with suppress(TypeError, ValueError, AttributeError, OverflowError):
         table["id"] = Recipe.from_dict(table).id if table["id"] == "x" else table["id"]
     (tmp_path / "r.json").write_text(json.dumps(table))
@@ -174,8 +175,10 @@ def theirs() -> list[str]:
     return sorted({method.spec.name for method in registered_methods()} - {"passthrough"})
 
 
-PAIRS = ("slerp", "nearswap", "arcee_fusion")
-"""Methods of mergekit between a base and one other model."""
+FROM_A_CANDIDATE = ("slerp", "nearswap", "arcee_fusion")
+"""Methods of mergekit between two models, one of which, a candidate, is the base."""
+TWO_MODELS = (*FROM_A_CANDIDATE, "nuslerp")
+"""Methods that take two models and no more. local's slerp is one of them, without a base."""
 PARAMETERS: Mapping[str, dict[str, float | bool]] = {
     "slerp": {"t": 0.3},
     "nearswap": {"t": 0.01},
@@ -217,37 +220,34 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings_of(
     family: Path, backend: str, method: str
 ) -> tuple[list[str], MergeBackend, tuple[str, ...]]:
-    based = method in BASED if backend == "mergekit" else METHODS[method].base
-    base = (
-        str(family / ("ant" if backend == "mergekit" and method in PAIRS else "base"))
-        if based
-        else None
-    )
-    names = ("ant", "bee") if method in ("slerp", "nuslerp", *PAIRS) else ("ant", "bee", "cat")
-    parameters = PARAMETERS.get(method, {}) if backend == "mergekit" else {}
-    words = [
-        f"merge={backend}",
-        f"merge.method={method}",
-        *([f"merge.base_model={base}"] if base else []),
-    ]
-    words += (
-        [f"merge.parameters={{{','.join(f'{k}:{v}' for k, v in parameters.items())}}}"]
-        if parameters
-        else []
-    )
+    """(arguments of the command line, the backend that they stand for, candidates)"""
+    names = ("ant", "bee") if method in TWO_MODELS else ("ant", "bee", "cat")
+    words = [f"merge={backend}", f"merge.method={method}"]
     if backend == "mergekit":
-        return (
-            words,
-            MergekitMerge(method=method, base_model=base, parameters=dict(parameters) or None),
-            names,
-        )
+        return mergekit_settings(family, method, words, names)
+    base = str(family / "base") if METHODS[method].base else None
+    if base:
+        words.append(f"merge.base_model={base}")
     if backend == "local":
         return words, LocalMerge(method=method, base_model=base), names
-    return (
-        [*words, "merge.num_processes=1"],
-        AccelerateMerge(method=method, base_model=base, num_processes=1),
-        names,
-    )
+    words.append("merge.num_processes=1")
+    return words, AccelerateMerge(method=method, base_model=base, num_processes=1), names
+
+
+def mergekit_settings(
+    family: Path, method: str, words: list[str], names: tuple[str, ...]
+) -> tuple[list[str], MergeBackend, tuple[str, ...]]:
+    """As `settings_of`: the base that the method needs and its parameters, added to the first words."""
+    base = None
+    if method in BASED:
+        base = str(family / ("ant" if method in FROM_A_CANDIDATE else "base"))
+        words = [*words, f"merge.base_model={base}"]
+    parameters = dict(PARAMETERS.get(method, {}))
+    if parameters:
+        table = ",".join(f"{key}:{value}" for key, value in parameters.items())
+        words = [*words, f"merge.parameters={{{table}}}"]
+    merge = MergekitMerge(method=method, base_model=base, parameters=parameters or None)
+    return words, merge, names
 
 
 @pytest.mark.usefixtures("quick")

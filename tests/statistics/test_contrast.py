@@ -85,6 +85,7 @@ def test_right_or_wrong_items_give_mcnemars_exact_p_value() -> None:
     a = np.repeat([1, 0, 1, 0], [9, 3, 40, 20])
     b = np.repeat([0, 1, 1, 0], [9, 3, 40, 20])
     scores = pooled(metric("t", {"a": a, "b": b}))
+    # Of the 12 items on which they differ, a is right on 9.
     exact = stats.binomtest(9, 12).pvalue
     assert sign_flip(scores.difference("a", "b")) == pytest.approx(exact)
     found = contrast(scores, "a", "b")
@@ -271,7 +272,9 @@ def test_missing_answers_leave_a_model_among_the_best() -> None:
     names = ("a", "b", "c")
 
     def best(scores: ScoreTable) -> tuple[str, ...]:
-        return best_models(scores, names, 0.05, flips_of(scores.scored, names, 0.05))
+        return best_models(
+            scores, names, alpha=0.05, flips=flips_of(scores.scored, names, alpha=0.05)
+        )
 
     assert "c" not in best(pooled(metric("t", right)))
     assert "c" in best(pooled(metric("t", right, missing={"c": gone})))
@@ -290,9 +293,11 @@ def test_complete_models_share_one_set_of_flips_where_others_have_gaps() -> None
     names = tuple("abcd")
     each = []
     for number, name in enumerate(names):
-        if flips_of(scores.favouring(name), names, 0.05).may_be_best(number, 0.05):
+        if flips_of(scores.favouring(name), names, alpha=0.05).may_be_best(number, alpha=0.05):
             each.append(name)
-    assert best_models(scores, names, 0.05, flips_of(scores.scored, names, 0.05)) == tuple(each)
+    assert best_models(
+        scores, names, alpha=0.05, flips=flips_of(scores.scored, names, alpha=0.05)
+    ) == tuple(each)
 
 
 def test_of_a_third_model_runs_count_as_they_were_counted_whatever_the_first_might_have_answered() -> (
@@ -334,7 +339,7 @@ def family(rng: np.random.Generator, **rates: float) -> JointFlips:
         name: (0.5 * hard + 0.5 * rng.random(400) < rate).astype(float)
         for name, rate in rates.items()
     }
-    return flips_of(pooled(metric("t", scores)), tuple(rates), 1999)
+    return flips_of(pooled(metric("t", scores)), tuple(rates), alpha=1999)
 
 
 def steps(flips: JointFlips) -> list[float]:
@@ -360,15 +365,15 @@ def test_the_best_set_of_a_late_look_drops_what_is_clearly_worse() -> None:
     rng = np.random.default_rng(9)
     rates = {"a": 0.8, "b": 0.8, "c": 0.1}
     scores = pooled(metric("t", {name: 1.0 * (rng.random(300) < p) for name, p in rates.items()}))
-    assert joint_tests(scores, tuple(rates), Level(22))[1] == ("a", "b")
+    assert joint_tests(scores, tuple(rates), Level(looks=22))[1] == ("a", "b")
 
 
 def test_the_best_set_drops_what_is_clearly_worse_and_keeps_copies() -> None:
     flips = family(np.random.default_rng(9), a=0.7, b=0.7, c=0.2)
-    assert [flips.may_be_best(model, 0.05) for model in range(3)] == [True, True, False]
+    assert [flips.may_be_best(model, alpha=0.05) for model in range(3)] == [True, True, False]
     same = np.random.default_rng(10).random(50)
-    flips = flips_of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), 0.05)
-    assert all(flips.may_be_best(model, 0.05) for model in range(2))
+    flips = flips_of(pooled(metric("t", {"a": same, "b": same})), ("a", "b"), alpha=0.05)
+    assert all(flips.may_be_best(model, alpha=0.05) for model in range(2))
 
 
 # Several models with several runs

@@ -32,6 +32,6 @@ def test_steps_down_show_what_holm_shows(p_values: list[float]) -> None:
 
 def test_a_later_look_and_more_tests_leave_less_of_the_level() -> None:
     assert [Level(k).alpha for k in (1, 2, 3)] == pytest.approx([0.05, 0.05 / 6, 0.05 / 12])
-    assert Level(2, 5).alpha == pytest.approx(0.05 / 30)
-    assert Level(2, 5).family == Level(2).alpha
-    assert Level(2, 5).over_tests(0.3) == 1.0
+    assert Level(looks=2, tests=5).alpha == pytest.approx(0.05 / 30)
+    assert Level(looks=2, tests=5).family == Level(looks=2).alpha
+    assert Level(looks=2, tests=5).over_tests(0.3) == 1.0

@@ -153,13 +153,14 @@ def test_the_variance_of_a_sum_is_that_of_its_groups() -> None:
     rng = np.random.default_rng(0)
     groups = rng.random(9)
     squares = float((groups**2).sum())
-    found = variance_of_sums(np.array([groups.sum()]), np.array([squares]), 9.0)
+    found = variance_of_sums(np.array([groups.sum()]), np.array([squares]), sizes=9.0)
     assert found[0] == pytest.approx(9 * groups.var(ddof=1))
     # One group alone has no variance but its own rounding.
-    assert variance_of_sums(np.array([0.5]), np.array([0.25]), 1.0)[0] == 0
+    assert variance_of_sums(np.array([0.5]), np.array([0.25]), sizes=1.0)[0] == 0
     sums = np.array([[groups.sum(), 1.5], [0.0, 0.0]])
     totals, errors = studentised(sums, np.array([squares, 1.0]), np.array([9.0, 3.0]))
     assert totals == pytest.approx(sums.sum(axis=1))
+    # Of a stratum of n groups: n / (n - 1) times the squares less sum^2 / n.
     second = (1.0 - 1.5**2 / 3) * 3 / 2
     assert errors[0] == pytest.approx(np.sqrt(9 * groups.var(ddof=1) + second))
     assert errors[1] == pytest.approx(np.sqrt(squares * 9 / 8 + 3 / 2))

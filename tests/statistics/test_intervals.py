@@ -186,6 +186,7 @@ def test_sixty_lone_items_are_known_as_well_as_sixty_of_one_category() -> None:
     values = np.tile([1.0, 0.0, 1.0], 20)
     weights = np.full(60, 1 / 60)
     found = interval_of(values, np.arange(60), np.arange(60), weights)
+    # The variance of scores of which two thirds are right is 2 / 9.
     margin = 1.96 * np.sqrt(2 / 9 / 59)
     assert (found.estimate.low, found.estimate.high) == pytest.approx(
         (2 / 3 - margin, 2 / 3 + margin), abs=0.02
@@ -304,9 +305,11 @@ def test_what_was_not_seen_has_jeffreys_limit(value: float, below: int, above: i
     """Of n = 8 groups alike the rate of an event may be up to the 97.5 % point of Beta(1/2, n + 1/2)."""
     scores = ModelScores(items=one_category(np.arange(8)), values=np.full(8, value))
     move = special.betaincinv(0.5, 8.5, 0.975)
-    assert flat_margins(scores.grouped, 0.0, 1.0) == pytest.approx((below * move, above * move))
+    assert flat_margins(scores.grouped, bottom=0.0, top=1.0) == pytest.approx(
+        (below * move, above * move)
+    )
     wider = special.betaincinv(0.5, 8.5, 0.99)
-    margins = flat_margins(scores.grouped, 0.0, 1.0, 0.01)
+    margins = flat_margins(scores.grouped, bottom=0.0, top=1.0, tail=0.01)
     assert margins == pytest.approx((below * wider, above * wider))
     if value == 0.5:
         assert category_limits(scores, 0.01) == pytest.approx((0.5 - wider, 0.5 + wider))

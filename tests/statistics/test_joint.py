@@ -150,7 +150,7 @@ def test_simultaneous_limits_rest_on_every_drawn_pattern(monkeypatch: pytest.Mon
     items = one_category(np.arange(40))
     models = {name: (rng.random(40) < 0.5).astype(float) for name in "abc"}
     table = ScoreTable.complete(items, models)
-    joint.compare_jointly([(table, "a", "c"), (table, "b", "c")], Level(1))
+    joint.compare_jointly([(table, "a", "c"), (table, "b", "c")], Level(looks=1))
     for reach in reaches:
         assert len(reach.largest) == len(reach.statistics) == 1008
         assert (np.diff(reach.largest) <= 0).all()

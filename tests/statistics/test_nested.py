@@ -49,8 +49,9 @@ def test_of_right_or_wrong_answers_many_of_which_differ_the_limit_is_that_of_the
     b = ((np.arange(300) >= 20) & (np.arange(300) < 215)).astype(float)
     items = one_category(np.arange(300))
     paired = ScoreTable.complete(items, {"a": a, "b": b}).paired("a", "b")
-    intervals = paired_intervals(paired.grouped, 1.0, graded=False)
+    intervals = paired_intervals(paired.grouped, bound=1.0, graded=False)
     (flips,) = intervals.reaches
+    # a is right on 200 items and b on 195.
     expected = (1 / 60 - flips.below(0.05), 1 / 60 + flips.above(0.05))
     assert intervals.limits(0.05) == pytest.approx(expected)
 
@@ -85,7 +86,7 @@ def test_of_graded_scores_jeffreys_limit_is_added_where_a_normal_one_falls_short
     paired, reach = graded_pair(a, 0.9)
     normal = 1 / 70 + stats.norm.ppf(0.975) * np.sqrt(1 / 70 * 69 / 70 / 70)
     margin = 0.9 * (stats.beta.ppf(0.975, 1.5, 69.5) - normal)
-    low, _ = paired_intervals(paired.grouped, 1.0, graded=True).limits(0.05)
+    low, _ = paired_intervals(paired.grouped, bound=1.0, graded=True).limits(0.05)
     assert low == pytest.approx(paired.grouped.objective - reach - margin)
 
 
@@ -96,7 +97,7 @@ def test_the_limit_of_graded_scores_is_never_nearer_than_the_exact_one() -> None
         a = (np.arange(80) >= wrong).astype(float)
         paired, _ = graded_pair(a, 0.95)
         exact = 0.05 - stats.beta.ppf(0.975, wrong + 1, 80 - wrong)
-        low, _ = paired_intervals(paired.grouped, 1.0, graded=True).limits(0.05)
+        low, _ = paired_intervals(paired.grouped, bound=1.0, graded=True).limits(0.05)
         assert low <= exact + 1e-9
         if wrong == 1:
             assert low == pytest.approx(exact)
@@ -107,7 +108,7 @@ def graded_pair(a: FloatArray, b: float) -> tuple[Paired, float]:
     items = one_category(np.arange(len(a)))
     paired = ScoreTable.complete(items, {"a": a, "b": np.full(len(a), b)}).paired("a", "b")
     assert paired.graded
-    intervals = paired_intervals(paired.grouped, 1.0, graded=True)
+    intervals = paired_intervals(paired.grouped, bound=1.0, graded=True)
     return paired, max(part.below(0.05) for part in intervals.reaches)
 
 
@@ -116,8 +117,8 @@ def test_of_several_tests_under_one_reach_each_has_its_part_of_the_level() -> No
     a[0] = 0.0
     items = one_category(np.arange(200))
     paired = ScoreTable.complete(items, {"a": a, "b": np.ones(200)}).paired("a", "b")
-    one = NestedIntervals.of(paired.grouped, [], 1.0, graded=False)
-    six = NestedIntervals.of(paired.grouped, [], 1.0, graded=False, tests=6)
+    one = NestedIntervals.of(paired.grouped, reaches=[], bound=1.0, graded=False)
+    six = NestedIntervals.of(paired.grouped, reaches=[], bound=1.0, graded=False, tests=6)
     assert six.limits(0.05) == pytest.approx(one.limits(0.05 / 6))
     assert six.limits(0.05)[0] == pytest.approx(-stats.beta.ppf(1 - 0.025 / 6, 1.5, 199.5))
 
@@ -169,14 +170,19 @@ def test_equal_runs_of_one_model_do_not_hide_the_variance_of_another_models() ->
 
 
 def test_runs_that_vary_unequally_beyond_chance_are_named() -> None:
-    def table(spread: float, first_spread: float = 0.02) -> ScoreTable:
-        steps = np.array([-1.0, 0.0, 1.0, 0.5])[:, None, None]
-        scores = {"a": 0.5 + first_spread * steps, "b": 0.6 + spread * steps}
-        return pooled(metric("t", {name: s + np.zeros((4, 1, 30)) for name, s in scores.items()}))
+    steps = np.array([-1.0, 0.0, 1.0, 0.5])
 
-    assert not runs_differ(table(0.0, 1e-12))
+    def table(spread: float, first_spread: float = 0.02) -> ScoreTable:
+        """Four runs of each model, whose 30 items all rise and fall with the run."""
+        scores = {"a": 0.5 + first_spread * steps, "b": 0.6 + spread * steps}
+        every = np.zeros((4, 1, 30))
+        return pooled(
+            metric("t", {name: runs[:, None, None] + every for name, runs in scores.items()})
+        )
+
+    # Runs of both models are equal, but for rounding.
+    assert not runs_differ(table(0.0, first_spread=1e-12))
     for spread in (0.02, 0.05, 0.2, 0.4):
-        steps = np.array([-1.0, 0.0, 1.0, 0.5])
         expected = stats.bartlett(0.02 * steps, spread * steps).pvalue < 0.05
         assert runs_differ(table(spread)) == expected
     assert runs_differ(table(0.0))

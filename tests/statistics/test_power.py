@@ -48,7 +48,7 @@ def test_candidates_of_which_nothing_is_known_differ_on_a_tenth_of_the_items() -
     published = ScoreMatrix(
         models=("a", "b"), categories=("x",), values=np.full((2, 1), 0.5), published=True
     )
-    power = power_of(published, ITEMS, Mean(), 0.01)
+    power = power_of(published, ITEMS, Mean(), margin=0.01)
     assert power is not None
     expected = gain_of_two(0.1 / len(ITEMS), np.zeros(200_000))
     assert power.gain == pytest.approx(expected, rel=0.03)
@@ -67,7 +67,7 @@ def test_of_a_candidate_that_is_ahead_only_what_chance_does_not_explain_is_belie
     scores = {}
     for name, right in (("a", a), ("b", b)):
         scores[name] = ItemScores(items=tuple(ITEMS), values=right.astype(float))
-    power = measured_power(scores, ITEMS, Mean(), 0.01)
+    power = measured_power(scores, ITEMS, Mean(), margin=0.01)
 
     # Groups of two items, as `make_items` has them.
     pairs = (a.astype(float) - b).reshape(-1, 2).sum(axis=1) / n
@@ -114,19 +114,19 @@ def published(count: int, categories: tuple[str, ...] = ("x",)) -> ScoreMatrix:
 
 
 def test_the_needed_items_have_the_power_for_the_margin() -> None:
-    power = power_of(published(3), ITEMS, Mean(), 0.05)
+    power = power_of(published(3), ITEMS, Mean(), margin=0.05)
     assert power is not None
     assert (power.items, power.margin, power.assumed) == (200, 0.05, True)
     assert 20 < power.needed != power.items
     # At that number of items the margin is the gain, but for the rounding up to two digits.
-    again = power_of(published(3), make_items(power.needed, ("x",)), Mean(), 0.05)
+    again = power_of(published(3), make_items(power.needed, ("x",)), Mean(), margin=0.05)
     assert again is not None
     assert again.gain <= 0.05
     assert again.gain == pytest.approx(0.05, rel=0.05)
     # Candidates that count as equal: the gain falls with the root of the items.
     assert again.gain == pytest.approx(power.gain * math.sqrt(200 / power.needed), rel=1e-6)
-    most = power_of(published(3), ITEMS, Mean(), 1e-6)
-    least = power_of(published(3), ITEMS, Mean(), 10.0)
+    most = power_of(published(3), ITEMS, Mean(), margin=1e-6)
+    least = power_of(published(3), ITEMS, Mean(), margin=10.0)
     assert most is not None
     assert least is not None
     assert (least.needed, most.needed) == (21, 100_001)
@@ -135,16 +135,19 @@ def test_the_needed_items_have_the_power_for_the_margin() -> None:
 def test_categories_of_unlike_weight_are_worth_fewer_items() -> None:
     """1 / sum of w^2 / n independent items: of 200 and 50 with halves, 1 / (1/800 + 1/200) = 160."""
     items = [*make_items(200, ("x",)), *make_items(50, ("y",))]
-    uneven = power_of(published(2, ("x", "y")), items, Mean(), 0.05)
-    alone = power_of(published(2), make_items(160, ("x",)), Mean(), 0.05)
+    uneven = power_of(published(2, ("x", "y")), items, Mean(), margin=0.05)
+    alone = power_of(published(2), make_items(160, ("x",)), Mean(), margin=0.05)
     assert uneven is not None
     assert alone is not None
     assert uneven.gain == pytest.approx(alone.gain)
     assert uneven.items == 250
     weighted = power_of(
-        published(2, ("x", "y")), items, Weighted(category_weights={"x": 1.0, "y": 0.0}), 0.05
+        published(2, ("x", "y")),
+        items,
+        Weighted(category_weights={"x": 1.0, "y": 0.0}),
+        margin=0.05,
     )
-    whole = power_of(published(2), make_items(200, ("x",)), Mean(), 0.05)
+    whole = power_of(published(2), make_items(200, ("x",)), Mean(), margin=0.05)
     assert weighted is not None
     assert whole is not None
     assert weighted.gain == pytest.approx(whole.gain)
@@ -158,16 +161,18 @@ def test_the_test_split_has_errors_of_its_own_size() -> None:
         scores[name] = ItemScores(items=tuple(ITEMS), values=values)
     gains = []
     for size in (200, 800):
-        power = measured_power(scores, make_items(size, ("x",)), Mean(), 0.01)
+        power = measured_power(scores, make_items(size, ("x",)), Mean(), margin=0.01)
         assert power is not None
         assert (power.items, power.assumed) == (size, False)
         gains.append(power.gain)
     assert gains[0] > gains[1]
-    known = measured_power(scores, ITEMS, Mean(), 0.01)
-    same = power_of(replace(ScoreMatrix.from_items(scores)), ITEMS, Mean(), 0.01)
+    known = measured_power(scores, ITEMS, Mean(), margin=0.01)
+    same = power_of(replace(ScoreMatrix.from_items(scores)), ITEMS, Mean(), margin=0.01)
     assert same == known
     # Published scores with items count as published: nothing is known of their answers.
-    assumed = power_of(replace(ScoreMatrix.from_items(scores), published=True), ITEMS, Mean(), 0.01)
+    assumed = power_of(
+        replace(ScoreMatrix.from_items(scores), published=True), ITEMS, Mean(), margin=0.01
+    )
     assert assumed is not None
     assert assumed.assumed
 
@@ -183,8 +188,8 @@ def test_equal_candidates_have_the_variance_of_their_own_answers() -> None:
         name: ItemScores(items=tuple(items), values=np.array(values, float))
         for name, values in right.items()
     }
-    known = measured_power(scores, ITEMS, Mean(), 0.01)
-    assumed = power_of(published(2), ITEMS, Mean(), 0.01)
+    known = measured_power(scores, ITEMS, Mean(), margin=0.01)
+    assumed = power_of(published(2), ITEMS, Mean(), margin=0.01)
     assert known is not None
     assert assumed is not None
     assert known.gain == pytest.approx(assumed.gain * math.sqrt(4000 / 700))
@@ -218,9 +223,9 @@ def test_errors_of_candidates_are_those_within_strata() -> None:
 
 def test_no_power_is_told_where_nothing_varies_or_the_objective_bends() -> None:
     right = ItemScores(items=tuple(ITEMS), values=(np.arange(len(ITEMS)) % 2).astype(float))
-    assert measured_power({"a": right}, ITEMS, Mean(), 0.01) is None
-    assert measured_power({"a": right, "b": right}, ITEMS, Mean(), 0.01) is None
-    assert power_of(published(2), ITEMS, WorstCategory(), 0.01) is None
+    assert measured_power({"a": right}, ITEMS, Mean(), margin=0.01) is None
+    assert measured_power({"a": right, "b": right}, ITEMS, Mean(), margin=0.01) is None
+    assert power_of(published(2), ITEMS, WorstCategory(), margin=0.01) is None
 
 
 def test_the_variance_of_pairs_is_the_mean_over_all_pairs() -> None:
@@ -368,7 +373,7 @@ def test_more_answers_and_more_items_gain_what_simulated_splits_gain(world: str)
         values=scores["b"].values + scores["a"].values.mean() - scores["b"].values.mean(),
     )
     test = make_items(60, ("x",))
-    power = measured_power(scores, test, Mean(), 0.01, repeats)
+    power = measured_power(scores, test, Mean(), margin=0.01, repeats=repeats)
     assert power is not None
     assert power.more is not None
     assert (power.more.repeats, power.more.items) == (3, 20)
@@ -385,16 +390,16 @@ def test_nothing_is_said_of_more_answers_where_there_is_one() -> None:
     rng = np.random.default_rng(0)
     scores = {name: sampled(rng.random(100), 3, rng) for name in "ab"}
     test = make_items(60, ("x",))
-    power = measured_power(scores, test, Mean(), 0.01)
+    power = measured_power(scores, test, Mean(), margin=0.01)
     assert power is not None
     assert power.more is None
     twice = {name: sampled(rng.random(100), 2, rng) for name in "ab"}
-    power = measured_power(twice, test, Mean(), 0.01, 2)
+    power = measured_power(twice, test, Mean(), margin=0.01, repeats=2)
     assert power is not None
     assert power.more is not None
     assert (power.more.repeats, power.more.items) == (2, 30)
     unknown = {name: ItemScores(items=one.items, values=one.values) for name, one in scores.items()}
-    power = measured_power(unknown, test, Mean(), 0.01, 3)
+    power = measured_power(unknown, test, Mean(), margin=0.01, repeats=3)
     assert power is not None
     assert power.more is None
 
@@ -413,7 +418,7 @@ def test_the_numbers_that_power_rests_on_are_those_of_earlier_reports() -> None:
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_gain_is_that_of_the_same_simulated_splits_as_in_earlier_reports(count: int) -> None:
     """Of equal candidates, with 4,000 splits by the seed 0: true levels, then errors of candidates, then the soup's."""
-    power = power_of(published(count), ITEMS, Mean(), 0.05)
+    power = power_of(published(count), ITEMS, Mean(), margin=0.05)
     rng = np.random.default_rng(0)
     rng.standard_normal((4000, count))  # no difference between the levels is believed
     sd = math.sqrt(0.1 / 2 / len(ITEMS))

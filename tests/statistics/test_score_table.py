@@ -120,8 +120,12 @@ def test_the_scores_of_one_model_may_be_taken_without_their_groups() -> None:
     assert scores.alone(1).grouped.objective == pytest.approx(2 / 3)
 
 
+HALF_MISSING = Answers.of(np.array([0.5, 1.0, 0.0]), missing=np.array([0.25, 0.5, 0.0]), noise=0.1)
+"""Scores of three items, of which a quarter and a half of the answers are missing for the first two."""
+
+
 def test_missing_answers_are_between_wrong_and_right() -> None:
-    answers = Answers.of(np.array([0.5, 1.0, 0.0]), np.array([0.25, 0.5, 0.0]), 0.1)
+    answers = HALF_MISSING
     assert answers.counted.tolist() == answers.lowest.tolist() == [[0.5, 1.0, 0.0]]
     assert answers.highest.tolist() == [[0.75, 1.0, 0.0]]
     assert answers.missing == 1
@@ -131,11 +135,18 @@ def test_missing_answers_are_between_wrong_and_right() -> None:
     assert answers.filled(right=True).missing == 0
     assert Answers.of(np.array([2.0])).highest.tolist() == [[2.0]]
     assert np.isnan(Answers.of(np.array([2.0])).noise).all()
+
+
+def test_answers_of_a_part_and_of_both_parts_keep_their_limits() -> None:
+    answers = HALF_MISSING
     place = np.array([False, True, True])
     assert answers.at(place).highest.tolist() == [[1.0, 0.0]]
     both = joined([answers, answers.at(place)])
     assert both.highest.tolist() == [[0.75, 1.0, 0.0, 1.0, 0.0]]
     assert both.noise.shape == both.counted.shape == both.lowest.shape == (1, 5)
+
+
+def test_answers_that_were_left_out_are_wrong_once_they_count() -> None:
     left_out = Answers(
         counted=np.array([[np.nan, 1.0]]),
         lowest=np.array([[0.0, 1.0]]),
@@ -160,14 +171,9 @@ def test_missing_scores_without_limits_are_as_counted() -> None:
         )
 
 
-def two(m: list[list[float]], n: list[list[float]], **fields: object) -> ScoreTable:
-    """Scores of two models [R, I] on six items of three categories."""
-    plain = ItemTable(
-        names=THREE.names,
-        categories=THREE.categories,
-        groups=THREE.groups,
-        coefficients=THREE.coefficients,
-    )
+def two(m: list[list[float]], n: list[list[float]]) -> ScoreTable:
+    """Scores of two models [R, I] on the six items of THREE, whose ranges are then those of the scores."""
+    plain = replace(THREE, ranges=None)
     return ScoreTable.complete(plain, {"m": np.array(m), "n": np.array(n)})
 
 

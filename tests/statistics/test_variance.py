@@ -111,17 +111,20 @@ def test_sampled_answers_are_part_of_the_variance_over_items() -> None:
         name: Answers.of(runs(2, seed), noise=noise[name]) for seed, name in enumerate("ab", 6)
     }
     table = ScoreTable.of(ITEMS, answers)
-    total = sum(float((WEIGHTS**2 * noise[name].sum(axis=0)).sum()) / 4 for name in "ab")
-    assert answer_variance(table, 1.0, "a", "b") == pytest.approx(total)
-    assert answer_variance(table, total / 2, "a", "b") == total / 2
-    one = float((WEIGHTS**2 * noise["a"].sum(axis=0)).sum()) / 4
-    assert answer_variance(table, 1.0, "a") == pytest.approx(one)
+    # The mean of 2 runs has 1 / 2^2 of the sum of their variances.
+    each = {name: float((WEIGHTS**2 * noise[name].sum(axis=0)).sum()) / 4 for name in "ab"}
+    total = each["a"] + each["b"]
+    assert answer_variance(table, math.inf, "a") == pytest.approx(each["a"])
+    assert answer_variance(table, math.inf, "a", "b") == pytest.approx(total)
+    # It is never above the variance over items.
+    ceiling = total / 2
+    assert answer_variance(table, ceiling, "a", "b") == ceiling
     parts = split_variance(table, "a", "b")
     items = over_items(table.mean("a") - table.mean("b"))
     assert parts.answers == pytest.approx(min(items, total))
     assert parts.items == pytest.approx(items - min(items, total))
     unknown = ScoreTable.of(ITEMS, {**answers, "a": Answers.of(runs(2, 6))})
-    assert answer_variance(unknown, 1.0, "a", "b") is None
+    assert answer_variance(unknown, math.inf, "a", "b") is None
 
 
 def test_runs_differ_by_bartletts_test() -> None:
@@ -157,7 +160,7 @@ def test_banerjees_interval_adds_both_variances_with_their_own_quantiles(
 def test_a_difference_of_runs_has_banerjees_interval() -> None:
     table = ScoreTable.complete(ITEMS, {"a": runs(3, 21), "b": runs(3, 22)})
     parts = split_variance(table, "a", "b")
-    found = contrast_at(table, "a", "b", Level(2, 3))
+    found = contrast_at(table, "a", "b", Level(looks=2, tests=3))
     alpha = 0.05 / 6 / 3
     assert found.level.confidence == pytest.approx(1 - alpha)
     assert found.degrees == 4
@@ -176,6 +179,7 @@ def test_a_difference_of_runs_has_banerjees_interval() -> None:
 def comparison(
     difference: float, low: float, high: float, p_value: float = 0.04, level: Level = FIRST_LOOK
 ) -> Comparison:
+    """a minus b between its limits; other fields are of no matter here."""
     return Comparison(
         a="a", b="b", estimate=Estimate(difference, low, high), level=level, p_alone=p_value, test="t",
         n=9, groups=8, discordant=0.5, step=0.1, degrees=5.0, run_share=0.5,
@@ -201,10 +205,10 @@ def test_better_than_every_needs_every_difference_above_0() -> None:
 
 def test_a_comparison_among_several_has_the_familys_level() -> None:
     """Its p-value is multiplied by the tests, and by k (k + 1) at look k; its row has the level of all tests."""
-    found = comparison(0.1, 0.02, 0.2, 0.004, Level(2, 5))
+    found = comparison(0.1, 0.02, 0.2, 0.004, Level(looks=2, tests=5))
     assert found.level.confidence == pytest.approx(1 - 0.05 / 30)
     assert (found.p_alone, found.p_family, found.p_look) == pytest.approx((0.004, 0.02, 0.12))
-    capped = comparison(0.1, 0.02, 0.2, 0.4, Level(1, 5))
+    capped = comparison(0.1, 0.02, 0.2, 0.4, Level(looks=1, tests=5))
     assert (capped.p_family, capped.p_look) == (1.0, 1.0)
     row = RowDifference.of(found, POINTS)
     assert (row.difference, row.low, row.high) == pytest.approx((0.1, 0.02, 0.2))
@@ -221,9 +225,14 @@ def test_what_a_report_lacks_of_a_comparison_serves_power() -> None:
 
 
 def test_a_model_is_no_different_from_itself() -> None:
-    found = same_model(ITEMS, "a", "b", Level(2, 1))
+    found = same_model(ITEMS, "a", "b", Level(looks=2, tests=1))
     assert (found.difference, found.low, found.high, found.p_alone) == (0, 0, 0, 1)
-    assert (found.level, found.n, found.groups, found.discordant) == (Level(2, 1), 50, 50, 0)
+    assert (found.level, found.n, found.groups, found.discordant) == (
+        Level(looks=2, tests=1),
+        50,
+        50,
+        0,
+    )
 
 
 def test_an_objective_that_bends_is_tested_in_every_category() -> None:
@@ -299,14 +308,14 @@ def test_an_item_that_a_picked_model_did_not_answer_counts_as_the_mean_of_the_ot
     missing[2, ::4] = np.nan
     filled = scores.copy()
     filled[2, ::4] = filled[:2, ::4].mean(axis=0)
-    found = picked_tests(missing, pairs, items, 0.05)
-    assert found == pytest.approx(picked_tests(filled, pairs, items, 0.05), rel=0.02)
+    found = picked_tests(missing, pairs, items, alpha=0.05)
+    assert found == pytest.approx(picked_tests(filled, pairs, items, alpha=0.05), rel=0.02)
     assert 1 < found < 3
-    assert picked_tests(scores, pairs[:1], items, 0.05) == 1.0
-    assert 1 < picked_tests(scores, pairs[:2], items, 0.05) <= 2
+    assert picked_tests(scores, pairs[:1], items, alpha=0.05) == 1.0
+    assert 1 < picked_tests(scores, pairs[:2], items, alpha=0.05) <= 2
     models = [items.grouped(row - scores.mean(axis=0)) for row in scores]
     flips = JointFlips.of_models(models, 10_006)
-    assert picked_tests(scores, pairs, items, 0.05) == pytest.approx(flips.tests(pairs, 0.05))
+    assert picked_tests(scores, pairs, items, alpha=0.05) == pytest.approx(flips.tests(pairs, 0.05))
 
 
 def test_categories_are_one_family_of_all_pairs() -> None:

@@ -27,6 +27,7 @@ class Busy(Workers):
         return {"": self.mark}
 
     def put(self, request: Request) -> Response:
+        """Leave the file of the request, wait for the gate, and give every item the same score."""
         if self.refuses:
             raise UserError(self.refuses)
         (self.folder / f"{os.getpid()}-{request.number}").touch()

@@ -35,6 +35,7 @@ def recipe_of(weights: Mapping[str, float]) -> Recipe:
 def items_of(
     split: str, per_category: int = 30, categories: Sequence[str] = CATEGORIES
 ) -> tuple[Item, ...]:
+    """Items of one split, two in a group."""
     return tuple(
         Item(
             id=f"{split}-{c}-{i}",

@@ -81,6 +81,7 @@ def wrong_answers(item: Item) -> dict[str, str]:
 def _call(
     call: Mapping[str, Any], docs: Mapping[str, Any], language: str, planted: bool = False
 ) -> str:
+    """One call in the syntax of the language; `planted` makes its first argument wrong."""
     ((name, arguments),) = call.items()
     schema = docs[name]
     written = {}
@@ -100,19 +101,21 @@ def _choice(allowed: Sequence[Any], required: bool) -> Any:
 
 
 def _value(value: Any, schema: Mapping[str, Any], language: str) -> str:
+    """An allowed value as the language writes it, by the argument's type in the function's document."""
     if language == "python":
         return repr(_plain(value))
     kind = str(schema.get("type", "")).lower()
     text = value if isinstance(value, str) else json.dumps(_plain(value))
     if language == "java" and isinstance(value, list):
         inner = ", ".join(map(json.dumps, value))
-        return (
-            f"new ArrayList<>(Arrays.asList({inner}))"
-            if kind == "arraylist"
-            else f"new Object[]{{{inner}}}"
-        )
-    if language == "java" and kind in ("long", "char"):
-        return f"{text}L" if kind == "long" else f"'{text}'"
+        if kind == "arraylist":
+            return f"new ArrayList<>(Arrays.asList({inner}))"
+        return f"new Object[]{{{inner}}}"
+    if language == "java" and kind == "long":
+        return f"{text}L"
+    if language == "java" and kind == "char":
+        return f"'{text}'"
+    # Some of BFCL's own answers are code already, as `new HashMap<>()`.
     quoted = kind in ("string", "any") and isinstance(value, str) and not text.startswith("new ")
     return f'"{value}"' if quoted else text
 
@@ -141,13 +144,9 @@ def score(
         ids.setdefault(item.category, []).append(item.id)
     name = handler.replace("/", "_")
     for category, own in ids.items():
-        group = (
-            "live"
-            if category.startswith("live")
-            else "multi_turn"
-            if "multi_turn" in category
-            else "non_live"
-        )
+        group = "multi_turn" if "multi_turn" in category else "non_live"
+        if category.startswith("live"):
+            group = "live"
         folder = root / "result" / name / group
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"id": item, "result": answers[item]}) for item in own]

@@ -48,6 +48,7 @@ def shipped(repo: IConfigRepository) -> tuple[str, ...]:
 
 
 def loaded(repo: ConfigRepository, config_path: str) -> ConfigResult | None:
+    """As `load_config`; a test's file of settings is never kept."""
     places = shipped(repo)
     key = ("file", *places, config_path)
     if not places or config_path == SETTINGS or key not in FILES:
@@ -58,6 +59,7 @@ def loaded(repo: ConfigRepository, config_path: str) -> ConfigResult | None:
 def listed(
     repo: IConfigRepository, config_name: str, overrides_list: list[Override], **flags: bool
 ) -> DefaultsList:
+    """As `create_defaults_list`. Overrides of values (`seed=3`) change no list, so they are no part of the key."""
     places = shipped(repo)
     given = defaults_list.Overrides(repo, overrides_list)
     values = {id(override) for override in given.config_overrides}
@@ -82,6 +84,7 @@ class Copies(ConfigRepository):
 def merged(
     loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository
 ) -> DictConfig:
+    """As Hydra merges it; a test's file of settings is never kept."""
     places = shipped(repo)
     entries = [f"{entry.config_path} {entry.package} {entry.parent}" for entry in defaults]
     key = ("merge", *places, *entries)

@@ -38,6 +38,7 @@ def pool(folder: Path, names: Sequence[str]) -> str:
 def _task(
     folder: Path, name: str, rows: Sequence[Mapping[str, Any]], extra: Mapping[str, Any]
 ) -> None:
+    """The files of one lm_eval task."""
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {

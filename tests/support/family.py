@@ -69,6 +69,7 @@ def save_model(
 
 
 def answers(folder: Path, prompts: list[str]) -> list[str]:
+    """What the model of a folder answers to each prompt."""
     from souping.evaluate.engines.transformers import load_module, load_tokenizer
     from souping.evaluate.generate import LocalEvaluator
 

@@ -110,6 +110,7 @@ class LoraServer:
         self.answered: list[str] = []
 
     def answer(self, handler: Handler, body: Any) -> None:
+        """What vLLM's server says of models, completions and adapters, unless `changes` has the path."""
         path = handler.path.removeprefix("/v1")
         if path in self.changes:
             self.changes[path](handler, body)
@@ -131,6 +132,7 @@ class LoraServer:
             handler.say({"detail": "Not Found"}, 404)
 
     def _load(self, handler: Handler, name: str, place: str) -> None:
+        """Refuse what vLLM refuses: a name that is there, a folder that it cannot see, a rank above its limit."""
         config = Path(place) / "adapter_config.json"
         if name in self.adapters:
             return _error(handler, 400, f"The lora adapter '{name}' has already been loaded.")

@@ -145,15 +145,14 @@ class Handler(BaseHTTPRequestHandler):
         """Silent."""
 
     def do_GET(self) -> None:
+        """Refuse what the hub or the token refuses, else call the method of the first route that fits."""
         parts = urlsplit(self.path)
         path = unquote(parts.path)
         self.query = parse_qs(parts.query)
-        chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
-        self.body = (
-            self._chunks()
-            if chunked
-            else self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        )
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            self.body = self._chunks()
+        else:
+            self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.log.append((self.command, path, self.headers.get("Range", "")))
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         self.user = self.hub.users.get(token)
@@ -202,10 +201,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _send_file(self, data: bytes, headers: dict[str, str]) -> None:
+        """The file, or the range of it that the request names; it stops on the way if the hub is to `stall`."""
+        start = 0
+        end = len(data)
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
-        end = min(int(asked[2]) + 1, len(data)) if asked and asked[2] else len(data)
         if asked:
+            start = int(asked[1])
+            if asked[2]:
+                end = min(int(asked[2]) + 1, len(data))
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         self._begin(206 if asked else 200, {**headers, "Content-Length": str(end - start)})
         with suppress(ConnectionError):  # the client has seen enough
@@ -264,35 +267,32 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def info(self, name: str, revision: str = "main") -> None:
+        """What is known of a revision, with sizes and hashes of its files if the query asks for `blobs`."""
         repo = self._repo(name)
+        # A repository without a commit is listed, empty.
         new = repo is not None and not repo.commits and revision == "main"
         oid = "0" * 40 if new else self._commit_of(repo, revision)
         if repo is None or oid is None:
             return None
         if self.hub.drip or self.hub.flood:
             self._begin(200, {})
-            return (
-                self._never_end(b" ", 0.05) if self.hub.drip else self._never_end(b" " * (1 << 20))
-            )
+            piece, pause = (b" ", 0.05) if self.hub.drip else (b" " * (1 << 20), 0.0)
+            return self._never_end(piece, pause)
         if self.hub.garbage is not None:
             return self.send(200, self.hub.garbage)
         files = repo.commits.get(oid, {})
-        gated = "manual" if repo.gated else False
         rows: list[dict[str, Any]] = [{"rfilename": path} for path in sorted(files)]
         for row in rows if "blobs" in self.query else ():
             data = files[row["rfilename"]]
             row |= {"size": len(data), "blobId": _git(data)}
-            row |= (
-                {"lfs": {"sha256": _hash(data), "size": len(data), "pointerSize": 134}}
-                if len(data) >= LARGE
-                else {}
-            )
+            if len(data) >= LARGE:
+                row["lfs"] = {"sha256": _hash(data), "size": len(data), "pointerSize": 134}
             row |= self.hub.lies.get(row["rfilename"], {})
         table = {
             "id": name,
             "sha": oid,
             "private": repo.private,
-            "gated": gated,
+            "gated": "manual" if repo.gated else False,
             "tags": [],
             "siblings": rows,
         }

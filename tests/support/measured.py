@@ -28,7 +28,10 @@ def scored(values: FloatArray) -> ItemScores:
 
 
 def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
-    """A run whose average is better than its checkpoints by about a tenth of a bit."""
+    """A run whose average is better than its checkpoints by about a tenth of a bit; `rates`: with learning rates.
+
+    In each of `runs` further training runs, the average differs from the last checkpoint by chance alone.
+    """
     dice = np.random.default_rng(0)
     values = BITS_PER_BYTE.inner(
         1.2 + 0.05 * dice.standard_normal((SIZE, 1)) + 0.1 * dice.standard_normal(ITEMS)
@@ -65,4 +68,5 @@ def measured(rates: bool, runs: int = 0) -> TrajectoryResult:
     weights = windows(SIZE)[3].weights
     soup = np.array(weights) @ values + better
     others = [(scored(soup + dice.normal(0, 1)), scored(soup)) for _ in range(runs)]
+    # The checkpoints have the same scores on the search split and on the test split.
     return describe(trajectory, weights, scores, trials, scores, scored(soup), others, FIRST_LOOK)

@@ -36,6 +36,7 @@ def siblings(
 def planned(
     folders: Siblings, weights: tuple[float, ...] = (0.2, 0.5, 0.3), **fields: Any
 ) -> MergePlan:
+    """A plan of the siblings; task arithmetic has the first as its base."""
     if fields.get("method") == "task_arithmetic":
         fields["base_model"] = str(folders["a"])
     merge = LocalMerge(**fields)

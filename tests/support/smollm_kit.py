@@ -20,6 +20,7 @@ TWINS = (11, 12)
 
 
 def document(problem: int, language: str) -> dict[str, Any]:
+    """A row of the data set. TWINS have the same code in Go; one in Rust is too LONG for the context."""
     number = TWINS[0] if problem in TWINS and language == "go" else problem
     code = f"fn {language}_{number}(x) {{\r\n  x + {number}\r\n}}"
     if problem == LONG and language == "rust":

@@ -57,6 +57,7 @@ def run_settings(
     stop_after: StopAfter | None = None,
     analyses: Mapping[str, Analysis] | None = None,
 ) -> RunSettings:
+    """Settings of a run whose models and items nobody opens."""
     return RunSettings(
         pool=Pool(candidates=list(candidates)),
         benchmark=Benchmark(path="items.jsonl"),

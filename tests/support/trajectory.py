@@ -78,6 +78,7 @@ def tiny_model() -> Any:
 
 
 def save_at(folder: Path, place: float) -> None:
+    """A tiny model whose first parameter has the value `place`."""
     import torch
 
     model = tiny_model()

@@ -151,6 +151,7 @@ def test_the_overall_by_hand() -> None:
 
 def test_a_category_that_was_not_evaluated_has_no_score() -> None:
     assert value(Bfcl(), {"simple_python": 0.4, "multiple": 0.8}) == pytest.approx(0.6)
+    # Half is for live, of whose 2,251 items 258 are in live_simple.
     single = dict.fromkeys(SINGLE_TURN, 0.5)
     assert value(Bfcl(), single | {"live_simple": 1.0}) == pytest.approx(
         (0.5 + 0.5 + 0.5 * 258 / 2251) / 2

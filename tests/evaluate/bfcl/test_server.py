@@ -46,6 +46,7 @@ class Completions:
         return [body for _, body, _ in self.server.requests if body is not None]
 
     def answer(self, handler: Handler, body: Any) -> None:
+        """Say nothing as long as no `status` is set; then the next of `bodies`, or a refusal of that status."""
         while body is not None and self.status is None:
             time.sleep(0.1)
         if body is None:
@@ -102,7 +103,7 @@ def with_choice(**changes: Any) -> dict[str, Any]:
 def test_sampling_and_prompts_are_those_of_the_evaluator(
     server: Completions, items: tuple[Item, ...]
 ) -> None:
-    found = evaluator(server.port, max_new_tokens=7).evaluate(DEMO, items, 1)
+    found = evaluator(server.port, max_new_tokens=7).evaluate(DEMO, items, repeat=1)
     # no call was to be made
     assert [(record.output, record.score) for record in found] == [("[f(x=1)]", 0.0)] * 2
     assert [record.repeat for record in found] == [1, 1]

@@ -190,6 +190,7 @@ def test_a_run_without_vllm_is_told_how_to_get_it(family: Path, souping: Cli) ->
 
 @pytest.fixture
 def sinks(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Every engine that is started is a Sink of these settings; `all` are the engines, `arguments` what each got."""
     found = SimpleNamespace(
         all=[], arguments=[], fails=False, no_chunks=None, lost={}, lost_in_chunks={}, in_place=True
     )
@@ -223,6 +224,7 @@ def opened(folder: Path, tmp_path: Path, **settings: Any) -> Iterator[RunPool]:
 def evaluate(
     models: RunPool, soups: Sequence[dict[str, float]], engine: VllmEngine | None = None
 ) -> None:
+    """Serve each soup in turn on two batches, whose answers are the first tokens of the prompt."""
     evaluator = replace(LOCAL, engine=engine or VllmEngine())
     items = [Item(id=str(i), category="c", prompt=f"red {i}:", answer="red") for i in range(3)]
     try:
@@ -442,11 +444,13 @@ def test_a_module_that_never_loads_a_tensor_is_refused(
     load_plain = transformers.load_module
 
     def with_noise(*arguments: Any) -> Any:
+        """A module that never held the matrix of a folder either."""
         module = load_plain(*arguments)
         module.state_dict()[MATRIX].normal_()
         return module
 
     def load_but(self: LiveModule, recipe: Recipe) -> None:
+        """Load nothing, or all but one matrix; a fault of `soups` spares candidates."""
         if fault == "nothing loaded":
             return
         place = self._module.state_dict()[MATRIX]

@@ -277,10 +277,10 @@ def test_chunks_answer_as_the_folder_does(
             loaded = []
             for share in (0.2, 0.4, 0.6):
                 soup = {"ant": share, "bee": 1 - share}
-                loaded.append(answers(soup, True))
+                loaded.append(answers(soup, in_chunks=True))
                 assert engine.running.in_chunks  # not a fallback
-                other = answers({"ant": 1.0}, True)
-                assert answers(soup, False) == loaded[-1] != other
+                other = answers({"ant": 1.0}, in_chunks=True)
+                assert answers(soup, in_chunks=False) == loaded[-1] != other
             assert all(one != two for one, two in pairwise(loaded))
         finally:
             evaluator.close()
@@ -335,7 +335,9 @@ def found(models: Path, served_by: None, tmp_path_factory: pytest.TempPathFactor
 
 def check_served(running: RunningServer, folder: Path, items: tuple[Item, ...]) -> None:
     prompts = [str(item.prompt) for item in items]
-    assert completions(running.url, running.model, prompts, 8) == local_answers(folder, prompts, 8)
+    assert completions(running.url, running.model, prompts, tokens=8) == local_answers(
+        folder, prompts, tokens=8
+    )
 
 
 @pytest.mark.vllm_runs
@@ -386,7 +388,7 @@ def test_a_found_server_takes_soups_of_adapters(
                 folder = opened.merge_pool.write(recipe, tmp_path / str(number))
                 running = server.start(folder, "soup", shape)
                 assert len(models_at(takes_adapters)) == 2
-                said.append(completions(running.url, running.model, prompts, 8))
+                said.append(completions(running.url, running.model, prompts, tokens=8))
                 records = plain.evaluate(opened.serving(plain)(recipe), items)
                 assert said[-1] == [record.output for record in records]
                 running.stop()
@@ -394,7 +396,7 @@ def test_a_found_server_takes_soups_of_adapters(
             assert said[0] != said[1]
         finally:
             opened.close()
-    large = save_adapter(tmp_path / "large", base, {"model.layers.0.mlp.up_proj": 9}, 0)
+    large = save_adapter(tmp_path / "large", base, {"model.layers.0.mlp.up_proj": 9}, seed=0)
     for folder, words in ((large, "max_lora_rank"), (tmp_path / "absent", "TMPDIR")):
         with pytest.raises(UserError, match=words) as caught:
             server.start(folder, "soup", shape)
@@ -408,7 +410,7 @@ def test_a_server_without_runtime_updates_is_told_the_variable(
     found: str, models: Path, tmp_path: Path
 ) -> None:
     base = models / "apart" / "ant"
-    folder = save_adapter(tmp_path / "one", base, {"model.layers.0.mlp.up_proj": 2}, 0)
+    folder = save_adapter(tmp_path / "one", base, {"model.layers.0.mlp.up_proj": 2}, seed=0)
     shape = AdapterShape(base=base, rank=2, modules=("up_proj",))
     with pytest.raises(UserError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"):
         VllmServer(url=found).start(folder, "soup", shape)

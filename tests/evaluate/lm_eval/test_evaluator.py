@@ -318,6 +318,7 @@ def test_prompts_are_counted_and_those_that_are_cut_are_truncated(
     assert [record.prompt_tokens for record in whole] == lengths
     assert len({record.prompt_key for record in whole}) == len(whole)
     assert len({free.scoring.scorer_digest(item) for item in own_items(free)}) == 1
+    # With its 12 new tokens the longest prompt is one token too long.
     limit = max(lengths) + 11
     cut = ask(replace(free, args={"max_length": limit}), served)
     reason = f"the prompt was cut on the left to fit the context of {limit} tokens"
@@ -355,9 +356,9 @@ def test_greedy_answers_are_repeated_in_other_batches(
 ) -> None:
     items = own_items(free)
     small = replace(free, repeats=2, batch_size=1)
-    assert [len(batch) for batch in small.batches(items, 0)] == [8]
-    assert small.batches(items, 1) == replace(free, batch_size=2).batches(items, 0)
-    assert replace(drawn, batch_size=4).batches(items, 1) == drawn.batches(items, 0)
+    assert [len(batch) for batch in small.batches(items, repeat=0)] == [8]
+    assert small.batches(items, repeat=1) == replace(free, batch_size=2).batches(items, repeat=0)
+    assert replace(drawn, batch_size=4).batches(items, repeat=1) == drawn.batches(items, repeat=0)
 
 
 @pytest.mark.parametrize(

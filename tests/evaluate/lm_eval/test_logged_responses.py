@@ -61,17 +61,17 @@ def evaluator(folder: Path, logged: Path) -> HarnessEvaluator:
 
 
 def rewrite(logged: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a log, each of whose samples went through `change`."""
     for path in logged.rglob("*"):
-        if path.is_file():
-            lines = (
-                [json.loads(line) for line in path.read_text().splitlines()]
-                if path.suffix == ".jsonl"
-                else []
-            )
-            for line in lines:
-                change(line)
-            text = "".join(json.dumps(line) + "\n" for line in lines) or path.read_text()
-            (copy / path.name).write_text(text)
+        if not path.is_file():
+            continue
+        text = path.read_text()
+        if path.suffix == ".jsonl":
+            samples = [json.loads(line) for line in text.splitlines()]
+            for sample in samples:
+                change(sample)
+            text = "".join(json.dumps(sample) + "\n" for sample in samples)
+        (copy / path.name).write_text(text)
     return copy
 
 

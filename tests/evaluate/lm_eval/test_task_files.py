@@ -232,6 +232,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(folder: Path, *tasks: Any, **settings: Any) -> str:
+    """What the user is told of task files that cannot be used."""
     own = HarnessEvaluator(
         tasks=list(tasks), include_path=str(folder), args={"include_defaults": False}, **settings
     )

@@ -35,6 +35,7 @@ JUNK = [
 
 
 def shapes(text: str, language: str = "python") -> list[tuple[str, dict[str, object]]]:
+    """(function, {argument: plain value}) of every call in a text."""
     named = list[tuple[str, dict[str, object]]]()
     for call in parse_calls(text, language):
         arguments = dict[str, object]()

@@ -51,6 +51,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def anew(module: Path, limit: int) -> None:
+    """The scorers of the page with another limit, as if nobody had imported them yet."""
     module.write_text(LENGTHS.format(limit=limit))
     importlib.invalidate_caches()
     sys.modules.pop("my_scorers", None)

@@ -43,7 +43,7 @@ def shape(family: Path) -> AdapterShape:
 
 @pytest.fixture
 def folder(family: Path, tmp_path: Path) -> Path:
-    return save_adapter(tmp_path / "adapter", family / "base", {Q0: 2}, 0)
+    return save_adapter(tmp_path / "adapter", family / "base", {Q0: 2}, seed=0)
 
 
 def asked(

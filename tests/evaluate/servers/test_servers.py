@@ -380,11 +380,13 @@ def test_answers_of_a_transformers_server_are_those_of_the_local_evaluator(
     log = running.process.log
     group = running.process.group
     try:
-        texts = completions(running.url, running.model, prompts, 24)
-        assert texts == local_answers(model, prompts, 24)
+        texts = completions(running.url, running.model, prompts, tokens=24)
+        assert texts == local_answers(model, prompts, tokens=24)
         assert len(set(texts)) > 1
         chats = [({"role": "user", "content": prompt},) for prompt in prompts]
-        assert completions(running.url, running.model, chats, 24) == local_answers(model, chats, 24)
+        assert completions(running.url, running.model, chats, tokens=24) == local_answers(
+            model, chats, tokens=24
+        )
     finally:
         running.stop()
     assert gone(group)
@@ -401,7 +403,7 @@ def test_a_found_server_loads_one_model_after_another(tmp_path: Path, prompts: l
         for name in ("tuned_python", "tuned_java"):
             running = TransformersServer(url=url).start(demo.path(name), name)
             assert running.process is None
-            texts = completions(running.url, running.model, prompts, 24)
-            assert texts == local_answers(demo.path(name), prompts, 24)
+            texts = completions(running.url, running.model, prompts, tokens=24)
+            assert texts == local_answers(demo.path(name), prompts, tokens=24)
             running.stop()
             assert models_at(url) == []  # it forgot the soup, and runs on

@@ -42,7 +42,7 @@ def base(family: Path) -> Path:
 
 
 def two(folder: Path, base: Path, **config: Any) -> dict[str, Path]:
-    a = save_adapter(folder / "a", base, {Q0: 4, Q1: 2}, 1, **config)
+    a = save_adapter(folder / "a", base, {Q0: 4, Q1: 2}, seed=1, **config)
     return {
         "a": a,
         "b": save_adapter(folder / "b", base, {Q0: 3, UP1: 3}, 2, torch.bfloat16, **config),
@@ -249,7 +249,7 @@ def test_the_similarity_of_adapters_is_that_of_their_updates(
     base: Path, tmp_path: Path, a_factor: float, b_factor: float, cosine: float, distance: float
 ) -> None:
     """An adapter u and v = a b u: cosine(u, v) is the sign of a b, and |u - v| / |v| its distance."""
-    folders = {"u": save_adapter(tmp_path / "u", base, {Q0: 4, Q1: 4}, 1)}
+    folders = {"u": save_adapter(tmp_path / "u", base, {Q0: 4, Q1: 4}, seed=1)}
     folders["v"] = Path(shutil.copytree(folders["u"], tmp_path / "v"))
     path = folders["v"] / "adapter_model.safetensors"
     tensors = load_file(path)

@@ -34,7 +34,7 @@ def folders(family: Path, tmp_path: Path) -> dict[str, Path]:
         noise = torch.randn(tensor.shape, generator=dice) / 8
         tensors[name] = (tensor + noise).to(tensor.dtype)
     save_file(tensors, path, metadata={"format": "pt"})
-    return {"a": save_adapter(tmp_path / "a", base, {Q0: 4}, 1), "b": tmp_path / "b"}
+    return {"a": save_adapter(tmp_path / "a", base, {Q0: 4}, seed=1), "b": tmp_path / "b"}
 
 
 def opened(folders: dict[str, Path]) -> AdapterPool:

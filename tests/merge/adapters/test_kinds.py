@@ -85,6 +85,7 @@ KEPT_ONLY = {"a tied head", "tied embeddings", "embeddings that stay tied", "lor
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{kind: a small model}, for every kind of adapter."""
     folder = tmp_path_factory.mktemp("bases")
     save_base(folder / "untied")
     save_base(folder / "tied", tie=True)
@@ -101,6 +102,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
+    """An adapter whose parameters PEFT started and a random step moved."""
     model = peft.get_peft_model(load_base(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -302,7 +304,7 @@ def test_peft_merges_other_weights_than_it_loads_if_they_are_tied(
     settings: Settings, bases: dict[str, Path], tmp_path: Path
 ) -> None:
     """PEFT 0.21.2; docs/merging.md says it, and is to be changed when this fails."""
-    folder = train(tmp_path / "a", bases["tied"], 0, {"r": 2} | settings)
+    folder = train(tmp_path / "a", bases["tied"], seed=0, settings={"r": 2} | settings)
     loaded = peft.PeftModel.from_pretrained(load_base(bases["tied"]), folder).eval()
     before = forward(loaded)
     after = forward(loaded.merge_and_unload())
@@ -439,7 +441,7 @@ def test_a_saved_module_is_whole_or_the_adapter_is_refused(
 
 def test_a_saved_module_needs_all_of_its_tensors(bases: dict[str, Path], tmp_path: Path) -> None:
     settings = PATTERNS | {"modules_to_save": ["k_proj"]}
-    folder = train(tmp_path / "a", bases["biased"], 0, settings)
+    folder = train(tmp_path / "a", bases["biased"], seed=0, settings=settings)
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     del tensors[f"{PREFIX}model.layers.1.self_attn.k_proj.bias"]
@@ -497,9 +499,12 @@ def test_a_rank_limit_on_a_pool_that_is_merged_is_refused(
 def test_a_pool_that_neither_an_adapter_nor_a_full_model_can_hold_says_what_forbids_each(
     base: str, kept: Settings, full: Settings | None, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    folders = {"a": train(tmp_path / "a", bases[base], 0, RSLORA | kept), "b": bases[base]}
+    folders = {
+        "a": train(tmp_path / "a", bases[base], seed=0, settings=RSLORA | kept),
+        "b": bases[base],
+    }
     if full is not None:
-        folders["b"] = train(tmp_path / "b", bases[base], 1, RSLORA | full)
+        folders["b"] = train(tmp_path / "b", bases[base], seed=1, settings=RSLORA | full)
     with pytest.raises(UserError, match=r"DoRA|full models") as caught:
         pool_of(folders)
     # That is what the pool has already.

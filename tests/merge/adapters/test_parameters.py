@@ -241,7 +241,7 @@ def test_factors_that_do_not_fit_are_refused_in_one_line(
     bases: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    save_experts(tmp_path / "a", bases["qwen3_moe"], 1)
+    save_experts(tmp_path / "a", bases["qwen3_moe"], seed=1)
     change_tensors(tmp_path / "a", change)
     change_config(tmp_path / "a", **config)
     with pytest.raises(UserError) as caught:
@@ -251,7 +251,7 @@ def test_factors_that_do_not_fit_are_refused_in_one_line(
 
 
 def test_a_base_without_the_experts_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
-    save_experts(tmp_path / "a", bases["qwen3_moe"], 1)
+    save_experts(tmp_path / "a", bases["qwen3_moe"], seed=1)
     with pytest.raises(UserError, match=r"mlp\.experts.*does not have"):
         pool_of({"a": tmp_path / "a"}, base_model=str(bases["llama"]))
 
@@ -264,7 +264,7 @@ def test_a_base_that_lacks_half_of_an_expert_is_refused(
     tensors = load_file(path)
     del tensors[f"{OWNER}.2.up_proj.weight"]
     save_file(tensors, path, metadata={"format": "pt"})
-    save_experts(tmp_path / "a", tmp_path / "qwen3_moe", 1)
+    save_experts(tmp_path / "a", tmp_path / "qwen3_moe", seed=1)
     with pytest.raises(UserError, match="fit"):
         pool_of({"a": tmp_path / "a"})
 
@@ -272,8 +272,8 @@ def test_a_base_that_lacks_half_of_an_expert_is_refused(
 def test_adapters_that_versions_of_peft_packed_differently_are_refused(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    save_experts(tmp_path / "a", bases["gpt_oss"], 1)
-    save_experts(tmp_path / "b", bases["gpt_oss"], 2, turned=True)
+    save_experts(tmp_path / "a", bases["gpt_oss"], seed=1)
+    save_experts(tmp_path / "b", bases["gpt_oss"], seed=2, turned=True)
     with pytest.raises(UserError, match=r"a, b .*merge one with PEFT"):
         pool_of({"a": tmp_path / "a", "b": tmp_path / "b"})
 
@@ -297,7 +297,7 @@ UNSLOTH = {"parent_library": "transformers.models.gpt_oss", "unsloth_fixed": Tru
 def test_another_order_of_experts_is_refused_and_one_that_nothing_names_is_told(
     config: dict[str, Any], right: bool, said: bool, bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    save_experts(tmp_path / "a", bases["gpt_oss"], 1, **config)
+    save_experts(tmp_path / "a", bases["gpt_oss"], seed=1, **config)
     if not right:
         with pytest.raises(UserError, match=r"lora_B_layout.*Unsloth") as caught:
             pool_of({"a": tmp_path / "a"})
@@ -308,7 +308,9 @@ def test_another_order_of_experts_is_refused_and_one_that_nothing_names_is_told(
 
 
 def test_ordinary_adapters_by_unsloth_are_souped(bases: dict[str, Path], tmp_path: Path) -> None:
-    save_experts(tmp_path / "a", bases["gpt_oss"], 1, auto_mapping=UNSLOTH, target_parameters=[])
+    save_experts(
+        tmp_path / "a", bases["gpt_oss"], seed=1, auto_mapping=UNSLOTH, target_parameters=[]
+    )
     key = "model.layers.0.self_attn.q_proj"
     factors = {"A": torch.zeros(2, 24), "B": torch.zeros(32, 2)}
     tensors = {f"{PREFIX}{key}.lora_{side}.weight": it for side, it in factors.items()}
@@ -319,7 +321,7 @@ def test_ordinary_adapters_by_unsloth_are_souped(bases: dict[str, Path], tmp_pat
 def test_what_the_settings_make_of_the_factors_is_in_the_fingerprint(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    save_experts(tmp_path / "a", bases["gpt_oss"], 1)
+    save_experts(tmp_path / "a", bases["gpt_oss"], seed=1)
     found = list[str]()
     changes: list[dict[str, Any]] = [
         {},
@@ -341,7 +343,7 @@ def test_a_full_model_beside_them_gives_a_full_model_where_files_have_fused_expe
 ) -> None:
     for kind in SHAPES:
         folder = tmp_path / f"{kind}_adapter"
-        products = save_experts(folder, bases[kind], 1)
+        products = save_experts(folder, bases[kind], seed=1)
         pool_folders = {"a": folder, "b": bases[kind]}
         if kind == "qwen3_moe":
             with pytest.raises(UserError, match="two names"):

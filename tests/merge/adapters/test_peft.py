@@ -28,6 +28,7 @@ Settings = dict[str, Any]
 
 
 def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
+    """An adapter by PEFT with random factors; its other parameters moved by a random step."""
     config = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
     model = peft.get_peft_model(load_base(base), config)
     torch.manual_seed(seed)
@@ -42,6 +43,7 @@ def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
 
 
 def pool_of(folder: Path, base: Path, every: Mapping[str, Settings], **merge: Any) -> AdapterPool:
+    """A pool of adapters with these settings, each trained on the base."""
     folders = {
         name: train(folder / name, base, seed, settings)
         for seed, (name, settings) in enumerate(every.items(), 1)

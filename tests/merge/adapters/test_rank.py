@@ -26,8 +26,8 @@ WEIGHTS = {"a": 0.3, "b": 0.7}
 def folders(family: Path, tmp_path: Path) -> dict[str, Path]:
     base = family / "base"
     return {
-        "a": save_adapter(tmp_path / "a", base, {Q0: 4, UP1: 2}, 1),
-        "b": save_adapter(tmp_path / "b", base, {Q0: 3, UP1: 3}, 2),
+        "a": save_adapter(tmp_path / "a", base, {Q0: 4, UP1: 2}, seed=1),
+        "b": save_adapter(tmp_path / "b", base, {Q0: 3, UP1: 3}, seed=2),
     }
 
 
@@ -76,7 +76,7 @@ def test_a_rank_that_cuts_nothing_changes_no_byte(folders: dict[str, Path], tmp_
         soup = pool.write(pool.recipe(WEIGHTS), tmp_path / str(number))
         weights.append((soup / "adapter_model.safetensors").read_bytes())
     assert weights[1:] == weights[:1] * 2
-    assert opened(folders, None).similarity(WEIGHTS).truncation is None  # type: ignore[union-attr]
+    assert opened(folders, rank=None).similarity(WEIGHTS).truncation is None  # type: ignore[union-attr]
 
 
 def test_a_live_module_gets_what_the_folder_holds(
@@ -84,7 +84,7 @@ def test_a_live_module_gets_what_the_folder_holds(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    pool = opened(folders, 2)
+    pool = opened(folders, rank=2)
     recipe = pool.recipe(WEIGHTS)
     module = AutoModelForCausalLM.from_pretrained(family / "base", dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -97,9 +97,9 @@ def test_a_live_module_gets_what_the_folder_holds(
 def test_the_rank_is_part_of_the_soup_and_of_its_rebuild(
     folders: dict[str, Path], family: Path, souping: Cli, tmp_path: Path
 ) -> None:
-    pool = opened(folders, 2)
+    pool = opened(folders, rank=2)
     assert pool.recipe(WEIGHTS).settings["rank"] == 2
-    assert "rank" not in opened(folders, None).recipe(WEIGHTS).settings
+    assert "rank" not in opened(folders, rank=None).recipe(WEIGHTS).settings
     names = ",".join(map(str, folders.values()))
     call = [f"pool.candidates=[{names}]", "optimiser.weights=[0.3,0.7]", "merge.rank=2"]
     souping("+experiment=merge", *call, "out=soup").ok()
@@ -130,9 +130,9 @@ def test_the_loss_is_told_whatever_can_be_compared(
                 factors[key] = torch.zeros_like(factors[key])
         save_file(factors, place[name] / "adapter_model.safetensors")
     chosen = {name: place[name] for name in names}
-    similarity = opened(chosen, 1).similarity(dict.fromkeys(names, 1 / len(names)))
+    similarity = opened(chosen, rank=1).similarity(dict.fromkeys(names, 1 / len(names)))
     assert similarity is not None
     trained = "a" in names
-    expected = nearest({"a": folders["a"]}, 1)[1] if trained else 0.0
+    expected = nearest({"a": folders["a"]}, rank=1)[1] if trained else 0.0
     assert similarity.truncation == pytest.approx(expected, abs=1e-6)
     assert any("merge.rank" in line for line in similarity.warnings) == trained
