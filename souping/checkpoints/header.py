@@ -99,6 +99,8 @@ class Tensor:
 def read_header(path: Path, label: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, in the order of their data. Reads no weight.
 
+    Each has `label` as its `file`; the default is the name without a folder.
+
     Raises:
         UserError: the file is truncated, or its header is wrong (length, JSON, dtype, shape, overlap, overrun, holes).
     """
@@ -164,6 +166,7 @@ def check_name(path: Path, name: Json) -> str:
     """A tensor's name. Raises UserError for one that safetensors cannot hold."""
     if not isinstance(name, str) or len(name) > LONGEST_NAME:
         raise broken(path, f"a name is not a text of at most {LONGEST_NAME} characters")
+    # Half a surrogate pair does not survive UTF-8.
     if name == METADATA or name != name.encode("utf-8", "replace").decode():
         raise broken(path, "safetensors cannot hold this name", name)
     return name
@@ -178,7 +181,8 @@ def broken(path: Path, why: str, tensor: str | None = None) -> UserError:
 def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
     """`folder/name`, if it really is inside the folder.
 
-    One exception: the Hub's own cache, where files of `snapshots/<revision>` are links into a folder `blobs`.
+    One exception: links in the cache of huggingface_hub. In CACHE/REPOSITORY/snapshots/REVISION (`folder`), files are
+    links to CACHE/REPOSITORY/blobs/DIGEST, or if the repositories share their blobs to CACHE/blobs/XX/DIGEST.
 
     Raises:
         UserError: an absolute name, `..`, or a symlink that leads out.
@@ -197,11 +201,10 @@ def inside(folder: Path, name: str, tensor: str | None = None) -> Path:
             path.stat()
     except (OSError, RuntimeError, ValueError):
         raise broken(folder / shown(name), "its symlinks cannot be followed", tensor) from None
-    cache = root.parents[2] if len(root.parents) > 2 else root
-    # Blobs are in the model's folder of the cache, or in a folder for all models.
-    blobs = (root.parent.parent / "blobs", cache / "blobs" / target.parent.name)
-    hub = root.parent.name == "snapshots" and target.parent in blobs
-    if not target.is_relative_to(root) and not hub:
+    own = target.parent == root.parent.parent / "blobs"
+    shared = len(root.parents) > 2 and target.parent.parent == root.parents[2] / "blobs"
+    hub_blob = root.parent.name == "snapshots" and (own or shared)
+    if not target.is_relative_to(root) and not hub_blob:
         raise broken(path, "a symlink that leads out of the folder", tensor)
     return regular(path)
 

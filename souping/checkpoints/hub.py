@@ -159,11 +159,11 @@ def fetch(
         sources = _in_child(prepare_models, (list(names.values()), allow_pickle, place))
         models = dict(zip(names, sources, strict=True))
         listings = [source for source in sources if isinstance(source, Listing)]
-        need = _total(listing.missing for listing in listings)
+        need = _total(listing.absent_weights for listing in listings)
         if need:
             _check_disk(need)
             # A model without a hollow copy whose weights are missing is pickled.
-            readable = all(listing.sketch or not listing.missing for listing in listings)
+            readable = all(listing.sketch or not listing.absent_weights for listing in listings)
             if check is not None and readable:
                 _check_headers(models, check)
             _in_child(download, (listings,), bounded=False, report=report)
@@ -338,7 +338,7 @@ class Listing:
         return {name: self.files[name] for name in names}
 
     @property
-    def missing(self) -> Sizes:
+    def absent_weights(self) -> Sizes:
         """The weight files that the cache does not have whole."""
         return self.absent(self.weights)
 
@@ -409,7 +409,7 @@ def prepare_models(
 
 def download(listings: Sequence[Listing], report: ProgressCallback | None = None) -> None:
     """Download the weights that are missing. If that fails or is interrupted, the files in flight are removed."""
-    missing = [listing.missing for listing in listings]
+    missing = [listing.absent_weights for listing in listings]
     total = _total(missing)
     _limit(missing)
     # The client downloads in a thread, and this one reports how far it is.
@@ -515,7 +515,7 @@ def _download(listing: Listing, files: Sizes) -> None:
 
 def _sketch(model: Fetched | Listing, place: Path) -> Fetched | Listing:
     """The model with a hollow copy in the folder `place`, if the cache lacks weights; pickles get none."""
-    if isinstance(model, Fetched) or not model.missing:
+    if isinstance(model, Fetched) or not model.absent_weights:
         return model
     if not model.main.endswith((".safetensors", INDEX)):
         return model

@@ -1,4 +1,4 @@
-"""Rules for the tensors in trainers' checkpoints, their names and shapes: `rules/*.json` and files of users."""
+"""Reader of `rules/*.json` and users' rules for trainers' tensor names and shapes. A new trainer goes in `trainers`."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from souping.checkpoints import hub, remote
 from souping.checkpoints.archives import is_checkpoint
 from souping.checkpoints.folder import Like
 from souping.checkpoints.header import ITEM
+from souping.checkpoints.hub import HubName
 from souping.checkpoints.lora import is_adapter, open_model, read_settings
 from souping.core.fields import component
 from souping.core.files import expanded, folder_at, near_folder
@@ -50,7 +51,8 @@ class MeasuredSoup:
 
     `weights` are the soup's of all candidates [K], with sum 1. `search` are {candidate: scores on the search split},
     `test` gives the scores of a mixture {model: weight} on the test split, of which this is the look number `look`.
-    `by_category` gives the soup, under a name, minus another row in each category, as `losses.categories`.
+    `by_category(name, row)` gives the soup, under that name, minus another row in each category, as the report's
+    `losses.categories`.
     """
 
     unit: Unit
@@ -145,7 +147,7 @@ class Pool(CandidateSource):
         for number, entry in enumerate(self.candidates):
             candidate = replace(_candidate(entry, f"pool.candidates[{number}]"), like=self.home)
             for earlier in candidates:
-                # Unlike `resolve`, `realpath` raises no error for a loop of links.
+                # Unlike `Path.resolve`, `realpath` raises no error for a loop of links.
                 if os.path.realpath(earlier.path) == os.path.realpath(candidate.path):
                     raise UserError(
                         f"pool.candidates: {earlier.path} is listed twice, as the same folder"
@@ -194,8 +196,9 @@ BITS16 = 2
 class ModelSize:
     """Size of a candidate; `basis` says where it is known from.
 
-    `nbytes` is the size of the weights as stored, `download` that of all files which have to be fetched. `trouble` is
-    why the candidate cannot be used here, `fix` the command that helps; both are empty if it can be used.
+    `nbytes` is the size of the weights as stored, `download` that of all files which have to be fetched. `base` is the
+    base model that an `adapter` names, a path or a Hub name. `trouble` is why the candidate cannot be used here, `fix`
+    the command that helps; both are empty if it can be used.
     """
 
     name: str
@@ -205,78 +208,107 @@ class ModelSize:
     parameters: int = 0
     download: int = 0
     adapter: bool = False
+    base: str | None = None
     trouble: str = ""
     fix: str = ""
 
 
 def weigh(candidate: Candidate, allow_pickle: bool = False, rules: Path | None = None) -> ModelSize:
-    """Size of one candidate, from its headers, from the Hub's list of files, or guessed by its name.
+    """Size of one candidate: of its folder if that is here, else as the Hub lists it, else guessed by its name.
 
     Why a model cannot be read is in the size's `trouble`. Raises UserError only for a path that looks mistyped.
     """
     hub_name = hub.parse_name(candidate.path)
-    trouble = ""
-    fix = ""
-    files = {}
     try:
         if url := remote.parse_url(candidate.path):
             candidate = replace(candidate, path=remote.remote_folder(url, allow_pickle))
-        folder = candidate.path if hub_name is None else hub.cached(hub_name, allow_pickle)
-        if folder is not None:
-            like = Like(candidate.like, rules)
-            return replace(
-                _of_folder(candidate.name, folder, allow_pickle, like),
-                path=str(hub_name or url or folder),
-            )
-        files = hub.download_sizes(hub_name, allow_pickle) if hub_name else {}
+        folder = candidate.path
+        if hub_name is not None:
+            cached_folder = hub.cached(hub_name, allow_pickle)
+            if cached_folder is None:
+                return _listed_size(candidate.name, hub_name, allow_pickle)
+            folder = cached_folder
+        size = _measured_size(candidate, folder, allow_pickle, rules)
+        return replace(size, path=str(hub_name or url or folder))
     except (UserError, OSError) as error:
         near = near_folder(candidate.path)
+        # A path that could be a Hub name gets here only if the Hub does not have it, or cannot be reached.
         if near and not candidate.path.exists():
-            # A name that is on the Hub, or in its cache, has no error.
             what = f"candidate {candidate.name}: {candidate.path} is not a folder"
             raise UserError(f"{what}{near}") from error
-        trouble = first_line(error)
-        if isinstance(error, UserError):
-            lack = Missing.from_error(error)
-            trouble = lack.what
-            fix = lack.fix
-        if hub_name is not None:
-            trouble = f"{candidate.name}: {trouble}"
-            fix = fix or f"hf download {hub_name.repo}, where the network is"
-    basis: Basis = "unknown"
+        return _guessed_size(candidate, hub_name, error)
+
+
+def _listed_size(name: str, hub_name: HubName, allow_pickle: bool) -> ModelSize:
+    """Size of a model that is not here, from the Hub's list of its files."""
+    files = hub.download_sizes(hub_name, allow_pickle)
     nbytes = sum(size for file, size in files.items() if file.endswith(WEIGHT_SUFFIXES))
-    if files:
-        basis = "Hub"
-    elif hub_name and (parameters := parameters_in(str(candidate.path))):
-        basis = "name"
-        nbytes = parameters * BITS16
     return ModelSize(
-        name=candidate.name,
-        path=str(hub_name or candidate.path),
-        basis=basis,
+        name=name,
+        path=str(hub_name),
+        basis="Hub",
         nbytes=nbytes,
         parameters=nbytes // BITS16,
-        download=sum(files.values()) or nbytes,
-        trouble=trouble,
-        fix=fix,
+        download=sum(files.values()),
     )
 
 
-def _of_folder(name: str, folder: Path, allow_pickle: bool, like: Like) -> ModelSize:
-    """Size of the candidate of this name, from the headers in its folder."""
+def _guessed_size(candidate: Candidate, hub_name: HubName | None, error: Exception) -> ModelSize:
+    """Size of a candidate that this `error` made unreadable: by its name on the Hub if it has one, else unknown."""
+    trouble = Missing(what=first_line(error))
+    if isinstance(error, UserError):
+        trouble = Missing.from_error(error)
+    size = ModelSize(
+        name=candidate.name,
+        path=str(candidate.path),
+        basis="unknown",
+        trouble=trouble.what,
+        fix=trouble.fix,
+    )
+    if hub_name is None:
+        return size
+    parameters = parameters_in(str(candidate.path))
+    nbytes = parameters * BITS16
+    return replace(
+        size,
+        path=str(hub_name),
+        basis="name" if parameters else "unknown",
+        nbytes=nbytes,
+        parameters=parameters,
+        download=nbytes,
+        trouble=f"{candidate.name}: {trouble.what}",
+        fix=trouble.fix or f"hf download {hub_name.repo}, where the network is",
+    )
+
+
+def _measured_size(
+    candidate: Candidate, folder: Path, allow_pickle: bool, rules: Path | None
+) -> ModelSize:
+    """Size of a candidate from the headers in its folder."""
     if not is_checkpoint(folder):
         raise UserError(
-            f"candidate {name}: {folder} is not a folder: give a path or org/name{near_folder(folder)}"
+            f"candidate {candidate.name}: {folder} is not a folder: "
+            f"give a path or org/name{near_folder(folder)}"
         )
-    model = open_model(folder, allow_pickle, like)
+    model = open_model(folder, allow_pickle, Like(candidate.like, rules))
+    adapter = is_adapter(folder)
     return ModelSize(
-        name=name,
+        name=candidate.name,
         path=str(folder),
         basis="headers",
         nbytes=model.nbytes,
         parameters=model.parameters,
-        adapter=is_adapter(folder),
+        adapter=adapter,
+        base=_named_base(folder) if adapter else None,
     )
+
+
+def _named_base(folder: Path) -> str | None:
+    """The base model that an adapter's config names, if any: a path that is here, or a Hub name."""
+    settings = read_settings(folder)
+    if not settings.base or folder_at(settings.base) is not None:
+        return settings.base
+    return f"{settings.base}@{settings.revision or 'main'}"
 
 
 def largest_bytes(models: Sequence[ModelSize], dtype: str | None) -> int:
@@ -298,12 +330,4 @@ def parameters_in(name: str) -> int:
 
 def base_of(models: Sequence[ModelSize], merge_base: str | None) -> str | None:
     """The base model of a pool, a path or a Hub name: merge.base_model (`merge_base`), else the first adapter's."""
-    first = next((model for model in models if model.adapter), None)
-    if first is None:
-        return merge_base
-    settings = read_settings(Path(first.path))
-    if merge_base or not settings.base:
-        return merge_base or None
-    if folder_at(settings.base) is not None:
-        return settings.base
-    return f"{settings.base}@{settings.revision or 'main'}"
+    return merge_base or next((model.base for model in models if model.adapter), None)

@@ -72,9 +72,10 @@ def scheme_of(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
     """How the weights of a folder are quantised; None if they are not.
 
     Raises:
-        UserError: in a way that is not read.
+        UserError: they are quantised in a way that souping does not read.
     """
     table = next((config[key] for key in QUANTISATION_KEYS if config.get(key)), None)
+    # ModelOpt may write a file of its own instead.
     if table is None and (folder / "hf_quant_config.json").is_file():
         table = {"quant_method": "modelopt"}
     if table is None:
@@ -104,7 +105,10 @@ def refused(folder: Path, method: str) -> UserError:
 
 
 def _fp8(folder: Path, table: Mapping[str, Any]) -> Scheme:
-    """The scheme of `quant_method: fp8`, as DeepSeek and others have it (UserError: of a kind that is not read)."""
+    """The scheme of `quant_method: fp8`, as DeepSeek and others have it (UserError: scales or weights of other dtypes).
+
+    `expert_dtype` is set if the experts' dtype differs from that of the other weights.
+    """
     if "ue8m0" in (table.get("scale_fmt"), table.get("scale_dtype")):
         raise refused(folder, "fp8 with ue8m0 scales")
     if str(table.get("fmt") or "e4m3") != "e4m3" or table.get("expert_dtype") not in (None, "fp8"):
@@ -115,7 +119,7 @@ def _fp8(folder: Path, table: Mapping[str, Any]) -> Scheme:
 def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
     """The scheme of compressed-tensors, if the weights of all groups are FP8 (UserError: they are not).
 
-    A scale's shape tells whether it is of a tensor or of a row.
+    The scheme does not say whether a scale is of a tensor or of a row (channel): the scale's shape does.
     """
     groups = table.get("config_groups")
     rules = list[Any]()
@@ -141,7 +145,7 @@ def _compressed(folder: Path, table: Mapping[str, Any]) -> Scheme:
 
 
 def _block(folder: Path, value: Any) -> tuple[int, int] | None:
-    """(rows, columns) that share a scale, by a config; None if it names none (UserError: it is no such pair)."""
+    """(rows, columns) that share a scale, from a `value` of the config; None for null (UserError: no such pair)."""
     if value is None:
         return None
     # As compressed-tensors wrote it until 0.10: "128x128".
@@ -184,9 +188,11 @@ def dequantised(
 
 def _check_plain(folder: Path, tensor: Tensor) -> None:
     """Refuse a tensor that belongs to another kind of quantisation, by its name or dtype."""
+    # Packed numbers, zero points and scales of compressed-tensors, of GPTQ and AWQ, and of MXFP4.
     leftover = re.search(
         r"\.weight_\w+$|\.(?:qweight|qzeros|scales|g_idx)$|_(?:blocks|scales|packed)$", tensor.name
     )
+    # Dtypes of less than a byte have size 0.
     if leftover or size_of(tensor.dtype) == 0 or tensor.dtype.startswith(("F8", "F6", "F4")):
         what = (
             f"{tensor.dtype} {list(tensor.shape)} that belongs to no FP8 weight of this checkpoint"
@@ -223,6 +229,7 @@ class ScaledTensor(StoredTensor):
         shape = self._scale.shape
         rows = math.prod(self.shape[:-1])
         columns = self._columns
+        # At least 1, for weights without elements: positions are divided by these sizes.
         if self._scale.count == 1:
             return max(rows, 1), max(columns, 1)
         if shape == (*self.shape[:-1], 1):
@@ -238,8 +245,10 @@ class ScaledTensor(StoredTensor):
 
     def read(self, start: int, into: Raw, fetch: Fetch) -> list[Tile]:
         """Fill `into` with fp32 elements from `start` on. It has no tiles: a weight is in one piece."""
+        # An FP8 number has one byte, and four in `into`.
         numbers = scratch_of("fp8", len(into) // 4)
         fetch(self._weight.file, numbers, self._weight.offset + start)
+        # Several threads may read one tensor: each holds the scales itself, and at worst they are read twice.
         scales = self._scales
         if scales is None:
             scales = self._read_scales(fetch)
@@ -274,6 +283,7 @@ def dequantise(
     (rows, columns), and `scales` are [rows of blocks, blocks in a row].
     """
     address = compiled(ASSEMBLY)
+    # Where LLVM does not run.
     if address is None:
         import torch
 

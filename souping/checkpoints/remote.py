@@ -41,7 +41,7 @@ def parse_url(path: str | Path) -> str | None:
 
 
 def remote_folder(url: str, allow_pickle: bool = False, weights: bool = False) -> Path:
-    """The local folder of a model in a bucket: its small files, and its `weights` or else pointers to them.
+    """The local folder of a model in a bucket: its small files, and pointers to its weights, or with `weights` these.
 
     Raises:
         UserError: it is not there or has no weights that are read from buckets, or a package is missing.
@@ -58,15 +58,17 @@ def remote_folder(url: str, allow_pickle: bool = False, weights: bool = False) -
     sizes = {name: file.size for name, file in pointers.items()}
     listing = Listing(RemoteName(url, revision), sizes, main)
     folder = listing.folder
+    # First the small files: an index of shards is one of them, and `absent_weights` reads it.
     for name in listing.absent(listing.side):
         copy(pointers[name], folder / name)
     # Pickles and adapters are small or read whole, so they are fetched.
     by_range = main.endswith((".safetensors", ".safetensors.index.json")) and main not in ADAPTERS
     if weights or not by_range:
         with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(lambda name: copy(pointers[name], folder / name), listing.missing))
-    for name in listing.missing:
-        # A pointer that is there keeps its stamp, under which its digest may be known.
+            list(pool.map(lambda name: copy(pointers[name], folder / name), listing.absent_weights))
+    for name in listing.absent_weights:
+        # A pointer counts as absent, as it is smaller than the weights. One that is there keeps its stamp, under
+        # which its digest may be known.
         if not (folder / name).exists():
             pointers[name].write(folder / name)
     return folder

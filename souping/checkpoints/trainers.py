@@ -1,6 +1,7 @@
-"""Trainers (`TRAINERS`), one record each: the names of its checkpoints' folders, and where weights are in them.
+"""Trainers: a new one is a record in `TRAINERS`, with the names of its checkpoints' folders and the places of weights.
 
-Installed packages bring further trainers (`souping.checkpoints.layouts.installed_trainers`).
+If it has its own names or shapes of tensors, they are rules in a file in `rules`, which `layouts` reads. Installed
+packages bring further trainers (`layouts.installed_trainers`).
 """
 
 from __future__ import annotations

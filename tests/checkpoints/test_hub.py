@@ -22,8 +22,10 @@ from souping.checkpoints import hub as online
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import INDEX, SINGLE
 from souping.checkpoints.hub import HubName, parse_name
-from souping.core.types import UserError
+from souping.checkpoints.pool import base_of, weigh
+from souping.core.types import Candidate, UserError
 from tests.conftest import ROOT
+from tests.support.adapters import save_adapter
 from tests.support.hub import LARGE, Hub, User, files_of, serving
 
 TOKEN = "hf_" + "a" * 20
@@ -407,3 +409,17 @@ def test_without_a_network_the_cache_does_with_a_note(
 def test_a_name_that_the_hub_refuses_is_no_repository(name: str) -> None:
     assert not online.is_repo(name)
     assert online.is_repo("me/soup")
+
+
+def test_an_adapter_in_the_cache_is_measured_and_names_its_base(
+    hub: Hub, family: Path, tmp_path: Path
+) -> None:
+    modules = {"model.layers.0.self_attn.q_proj": 2}
+    base = {"base_model_name_or_path": "org/base", "revision": "v1"}
+    save_adapter(tmp_path / "one", family / "base", modules, seed=0, **base)
+    hub.add("org/one", files_of(tmp_path / "one"))
+    fetch("org/one")
+    size = weigh(Candidate(name="one", path=Path("org/one")))
+    assert (size.path, size.basis, size.trouble) == ("org/one", "headers", "")
+    assert base_of([size], merge_base=None) == "org/base@v1"
+    assert base_of([size], merge_base="org/other") == "org/other"
