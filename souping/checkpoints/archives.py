@@ -148,6 +148,7 @@ class Archive:
         directory = os.pread(
             self.file.fileno(), self.nbytes - self.directory, self.start + self.directory
         )
+        place_of_name = -1
         for name, entry in self.entries.items():
             if not name.startswith("data/"):
                 continue
@@ -158,7 +159,8 @@ class Archive:
             at_entry = self.start + entry.header_offset + CHECKSUM_IN_HEADER
             if entry.flag_bits & CHECKSUM_IS_BEHIND:
                 at_entry = extent.offset + extent.nbytes + CHECKSUM_IN_DESCRIPTOR
-            place_of_name = directory.index(entry.filename.encode())
+            # The directory has the entries in this order, and `data/1` is a part of the name `data/10`.
+            place_of_name = directory.index(entry.filename.encode(), place_of_name + 1)
             in_directory = self.start + self.directory + place_of_name - CHECKSUM_BEFORE_NAME
             for place in (at_entry, in_directory):
                 os.pwrite(self.file.fileno(), checksum.to_bytes(4, "little"), place)
@@ -219,7 +221,8 @@ class Archive:
         shape = torch_size(shape)
         if not is_contiguous(shape, torch_size(strides)):
             raise ValueError("its elements are not in order")
-        # ("storage", class, name, device, elements). The text of anything but a name may be endless.
+        # `storage.args` are ("storage", class, name, device, elements). Anything but a text may be endless when it is
+        # written out, below and in a message.
         if not isinstance(storage.args[2], str):
             raise TypeError("its storage has no name")
         kind = storage.args[1].name.removeprefix("torch.").removesuffix("Storage")
@@ -243,9 +246,8 @@ def torch_size(value: Data) -> tuple[int, ...]:
     numbers = value
     if isinstance(value, Made) and value.kind == "torch.Size":
         numbers = value.args[0] if value.args else ()
-    if not isinstance(numbers, tuple | list):
-        raise TypeError("a size is not a tuple of numbers")
-    if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+    is_tuple = isinstance(numbers, tuple | list)
+    if not is_tuple or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
         raise TypeError("a size is not a tuple of numbers")
     if len(numbers) > 16 or math.prod(numbers) >= 1 << 48:
         raise ValueError("a size is larger than any tensor's")

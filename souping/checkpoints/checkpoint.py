@@ -81,6 +81,7 @@ def settled(path: Path) -> Stamp:
     """The stamp of a file, after waiting until any further change would give it another one."""
     known = stamp(path)
     age = time.time_ns() - known.ctime_ns
+    # A stamp of the future, after the clock went back, is not waited for: its digest is not kept (`keep_digest`).
     if 0 <= age < CLOCK_TICK_NS:
         time.sleep((CLOCK_TICK_NS - age) / 1e9)
         return stamp(path)
@@ -173,7 +174,9 @@ class Checkpoint:
         tensors = {tensor.name: tensor for tensor in assembly.tensors}
         side = side_files(home) if home else ()
         like = home if home != sharded.folder else None
-        checkpoint = cls.of(sharded.folder, tensors, config, side, {}, sharded.files, like)
+        checkpoint = cls.of(
+            sharded.folder, tensors, config, side, before={}, files=sharded.files, like=like
+        )
         return replace(checkpoint, assembly=assembly, sharded=sharded)
 
     @property
@@ -244,7 +247,10 @@ class Checkpoint:
 
 
 def _archive(source: Path, allow_pickle: bool, like: Like) -> Checkpoint | None:
-    """The tensors of FILE or FILE#KEY under their stored names, or under Hugging Face's if `like` has a config."""
+    """The tensors of FILE or FILE#KEY under their stored names, or under Hugging Face's if `like` has a config.
+
+    `allow_pickle` is for folders: here the user names the pickled file itself, and nothing in it runs.
+    """
     place = archive_at(source)
     if place is None:
         return None

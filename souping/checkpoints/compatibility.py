@@ -210,8 +210,8 @@ def preflight(
     for name in names:
         _check_architecture(names[0], name, checkpoints)
     aligned = align(checkpoints, vocab)
-    warnings = _differences(checkpoints, aligned, vocab)
-    warnings += _ties(checkpoints)
+    warnings = _dtype_and_row_notes(checkpoints, aligned, vocab)
+    warnings += _tied_head_notes(checkpoints)
     config = checkpoints[names[0]].config
     for name in names[1:]:
         warnings += _config_drift(names[0], name, config, checkpoints[name].config)
@@ -230,7 +230,7 @@ def _check_architecture(a: str, b: str, pool: Checkpoints) -> None:
             )
 
 
-def _ties(pool: Checkpoints) -> list[str]:
+def _tied_head_notes(pool: Checkpoints) -> list[str]:
     """One note on each tied head that only some models store (UserError: it does not equal their embedding)."""
     notes = []
     for head in redundant(pool):
@@ -244,7 +244,10 @@ def _ties(pool: Checkpoints) -> list[str]:
 
 
 def _check_head(name: str, checkpoint: Checkpoint, head: str) -> None:
-    """Refuse a stored head that equals no other tensor of its shape and dtype: one of those is the embedding."""
+    """Refuse a stored head that equals no other tensor of its shape and dtype: one of those is the embedding.
+
+    Without any, there is nothing to compare the head with.
+    """
     tensor = checkpoint.tensors[head]
     possible = list[Tensor]()
     for embedding in checkpoint.tensors.values():
@@ -296,7 +299,9 @@ def _config_drift(
     return notes
 
 
-def _differences(pool: Checkpoints, aligned: Sequence[AlignedTensor], vocab: str) -> list[str]:
+def _dtype_and_row_notes(
+    pool: Checkpoints, aligned: Sequence[AlignedTensor], vocab: str
+) -> list[str]:
     """Notes on dtypes and on numbers of vocabulary rows that differ."""
     notes = []
     floats = [slot for slot in aligned if slot.dtype in FLOATS]
@@ -439,7 +444,7 @@ def compare_tokenizers(
     files = _tokenizer_files(first)
     notes = []
     for b, checkpoint in later:
-        # The same files are the same tokenizer.
+        # The same files are the same tokenizer, and need not be read.
         if _tokenizer_files(checkpoint) == files:
             continue
         right = read_tokenizer(checkpoint)
@@ -461,7 +466,7 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
     if left.present != right.present:
         owner, owner_of_none = (a, b) if left.present else (b, a)
         note = f"{owner} has a tokenizer, {owner_of_none} has none"
-        return [note, *_templates(a, b, left, right)]
+        return [note, *_template_notes(a, b, left, right)]
     right_tokens = {number: token for token, number in right.ids.items()}
     clash = list[str]()
     for token, number in left.ids.items():
@@ -484,7 +489,7 @@ def _compare_pair(a: str, b: str, left: Tokenizer, right: Tokenizer, vocab: str)
     steps = [step for step in FRAMING if left.definition.get(step) != right.definition.get(step)]
     if steps:
         notes.append(f"tokenizers of {a} and {b} differ in {', '.join(steps)}")
-    return [*notes, *_templates(a, b, left, right)]
+    return [*notes, *_template_notes(a, b, left, right)]
 
 
 def _compare_settings(
@@ -495,9 +500,9 @@ def _compare_settings(
     tokenizer_from: str | None,
     texts: Sequence[str],
 ) -> list[str]:
-    """A note if settings differ (UserError: a text is encoded differently, and `tokenizer_from` is None).
+    """A note if the settings of `left`, the tokenizer of `a`, and `right`, that of `b`, differ.
 
-    `left` and `right` are the tokenizers of the candidates `a` and `b`.
+    Raises UserError if a text is encoded differently, and no `tokenizer_from` says which tokenizer a soup gets.
     """
     x = left.settings
     y = right.settings
@@ -524,7 +529,7 @@ def _compare_settings(
     )
 
 
-def _templates(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
+def _template_notes(a: str, b: str, left: Tokenizer, right: Tokenizer) -> list[str]:
     """Notes on the chat templates of the models named `a` and `b`, whose tokenizers are `left` and `right`."""
     if left.template == right.template:
         return []

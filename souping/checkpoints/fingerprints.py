@@ -80,7 +80,8 @@ def tensor_digests(checkpoint: Checkpoint, group: Sequence[Tensor], cache: Cache
     key = tensors_key(checkpoint, before)
     if cache is not None and key in cache:
         digests = cache[key].split()
-        # One stand-in for all tensors of a file, which is hashed while it is merged (`merge.digests`).
+        # A merge that hashes files while it reads them has one text for the whole file until then (`StandIns` in
+        # `merge.digests`): it stands for every tensor.
         if len(digests) != len(group):
             return [cache[key]] * len(group)
         return digests
@@ -115,7 +116,7 @@ def tensors_key(checkpoint: Checkpoint, files: Mapping[Path, Stamp]) -> str:
     keys = [digest_key(path, state) for path, state in files.items()]
     # An archive may hold several tables of tensors, a folder an average too.
     table = "" if checkpoint.source == checkpoint.folder else checkpoint.source.name
-    # All its tensors are in one file.
+    # All tensors are in one file. Without a table, the key ends with the file's.
     if checkpoint.assembly is None:
         return f"tensors|{keys[0]}|{table}".removesuffix("|")
     views = repr(checkpoint.assembly.views)

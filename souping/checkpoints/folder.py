@@ -89,7 +89,9 @@ def read_weights(
     safe: Sequence[str] = (SINGLE, INDEX),
     pickles: Sequence[str] = (PICKLED, PICKLED_INDEX),
 ) -> dict[str, Tensor]:
-    """{name: tensor} by the first of these files that is there: a single file wins over an index, as in transformers.
+    """{name: tensor} by the first file of `safe` (safetensors), then of `pickles`, that is there.
+
+    A single file precedes an index of shards, as in transformers.
 
     Raises:
         UserError: none is there, it is pickled and that is not allowed, or it cannot be trusted.
@@ -111,7 +113,7 @@ def _read_sharded(folder: Path, index: str, read: Reader) -> dict[str, Tensor]:
     path = folder / index
     places = weight_map(path)
     tensors = {}
-    # The first tensor of each shard, for messages.
+    # The first tensor of each shard, for messages: in reverse, so that the first is the last to be kept.
     first_names = {file: name for name, file in reversed(places.items())}
     shards = {file: inside(folder, file, name) for file, name in first_names.items()}
     for file, shard in shards.items():
@@ -178,6 +180,7 @@ def config_home(sharded: Sharded, like: Like) -> Path | None:
             )
         return like.folder
     folder = sharded.folder
+    # `model_places` comes last: it imports the packages that bring further trainers.
     for place in chain(MODEL_PLACES, [sharded.root], model_places()):
         if (folder / place / "config.json").is_file():
             return folder / place
@@ -208,7 +211,7 @@ def weights_like(home: Path) -> dict[str, Tensor]:
 
 
 def setting(config: Mapping[str, Any], key: str) -> Json:
-    """A setting of a model's config, or of the text model in it."""
+    """A setting of a model's config, else of the text model in it; None if neither has it."""
     nested = config.get("text_config")
     value: Json = config.get(key, nested.get(key) if isinstance(nested, dict) else None)
     return value

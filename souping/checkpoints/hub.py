@@ -162,7 +162,7 @@ def fetch(
         need = _total(listing.absent_weights for listing in listings)
         if need:
             _check_disk(need)
-            # A model without a hollow copy whose weights are missing is pickled.
+            # Weights that are missing have a hollow copy, unless they are pickled.
             readable = all(listing.sketch or not listing.absent_weights for listing in listings)
             if check is not None and readable:
                 _check_headers(models, check)
@@ -312,7 +312,10 @@ class Listing:
 
     @property
     def side(self) -> Sizes:
-        """Config, tokenizer, chat templates and the index. A full model beside an adapter is a full model."""
+        """Config, tokenizer, chat templates and the index (UserError: one is too large).
+
+        An adapter's config is one of them only if `main` is the adapter: a full model beside it is the one to use.
+        """
         names = {n for n in self.files if SIDE.match(n) and not n.endswith(NOT_SIDE)}
         if self.main in INDEXES:
             names.add(self.main)
@@ -331,6 +334,7 @@ class Listing:
         if self.main not in INDEXES:
             return {self.main: self.files[self.main]}
         names = sorted(set(weight_map(self.folder / self.main).values()))
+        # Shards have the index's own suffix: an index of safetensors brings no pickles.
         suffix = Path(self.main.removesuffix(".index.json")).suffix
         for name in names:
             if name not in self.files or not name.endswith(suffix):
@@ -339,11 +343,11 @@ class Listing:
 
     @property
     def absent_weights(self) -> Sizes:
-        """The weight files that the cache does not have whole."""
+        """The weight files that the cache does not have in their listed sizes."""
         return self.absent(self.weights)
 
     def absent(self, files: Sizes) -> Sizes:
-        """The files, of those given, that the cache does not have whole."""
+        """Those of the given files that the cache does not have in their listed sizes."""
         return {path: size for path, size in files.items() if _size(self.folder / path) != size}
 
 
@@ -386,22 +390,21 @@ def prepare_models(
     with ThreadPoolExecutor(WORKERS) as pool:
         models = list(pool.map(lambda name: _listing(name, allow_pickle), names))
         listings = [model for model in models if isinstance(model, Listing)]
-        # Everything came from the cache. Offline this is the run's own process, whose files must have any size.
+        # Everything is in the cache. Nothing is limited then: offline, this is the run's own process and no child.
         if not listings:
             return models
         small = list[Sizes]()
         for listing in listings:
             side = listing.side
             if not small_files:
-                # Of the small files, `main` is an index.
+                # `main` is a small file only if it is an index.
                 side = {name: size for name, size in side.items() if name == listing.main}
             small.append(side)
-        # The largest file that this process may write from here on.
         _limit(small)
         list(pool.map(_download, listings, small))
         if scratch is None:
             return models
-        # Files of weights without content have the sizes of the whole files.
+        # Hollow files of weights have the sizes of the whole ones.
         _limit([listing.weights for listing in listings])
         places = [scratch / str(number) for number in range(len(models))]
         return list(pool.map(_sketch, models, places))
@@ -458,20 +461,8 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     Raises:
         UserError: it is neither listed nor cached, or has no weights that may be read.
     """
-    api = huggingface_hub.HfApi()
     try:
-        with hub_errors(name):
-            info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
-            # The list of a gated model is public, its files are not.
-            if info.gated:
-                api.auth_check(name.repo)
-            files = dict[str, int]()
-            for sibling in info.siblings or []:
-                if FETCHED_FILE.fullmatch(sibling.rfilename):
-                    files[sibling.rfilename] = int(sibling.size or 0)
-            possible = all(0 <= size < 1 << 62 for size in files.values())
-            if not possible or not COMMIT.fullmatch(str(info.sha)):
-                raise ValueError("no commit, or impossible sizes")
+        pinned, files = _commit_and_files(name)
     except UserError as error:
         folder = None
         if error.__cause__ and unreachable(error.__cause__):
@@ -479,13 +470,12 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
         if folder is None:
             raise
         pinned = HubName(name.repo, folder.name)
-        # Offline is what the user asked for.
+        # A user who asked for HF_HUB_OFFLINE=1 need not be told.
         note = ""
         if not constants.HF_HUB_OFFLINE:
             note = f"{pinned} is taken from the cache: the Hub cannot be reached"
         return Fetched(pinned, folder, note)
-    name.note_commit(str(info.sha))
-    pinned = HubName(name.repo, str(info.sha))
+    name.note_commit(pinned.revision)
     main = weight_file(files, allow_pickle)
     if main:
         return Listing(pinned, files, main)
@@ -497,6 +487,24 @@ def _listing(name: HubName, allow_pickle: bool) -> Fetched | Listing:
     raise UserError(
         f"{pinned} has no safetensors weights; it has {', '.join(sorted(endings)) or 'none of any kind'}"
     )
+
+
+def _commit_and_files(name: HubName) -> tuple[HubName, Sizes]:
+    """(name with the commit as its revision, sizes of the files that may be fetched), as the Hub answers."""
+    api = huggingface_hub.HfApi()
+    with hub_errors(name):
+        info = api.model_info(name.repo, revision=name.revision, files_metadata=True)
+        # The list of a gated model is public, its files are not.
+        if info.gated:
+            api.auth_check(name.repo)
+        files = dict[str, int]()
+        for sibling in info.siblings or []:
+            if FETCHED_FILE.fullmatch(sibling.rfilename):
+                files[sibling.rfilename] = int(sibling.size or 0)
+        possible = all(0 <= size < 1 << 62 for size in files.values())
+        if not possible or not COMMIT.fullmatch(str(info.sha)):
+            raise ValueError("no commit, or impossible sizes")
+    return HubName(name.repo, str(info.sha)), files
 
 
 def _download(listing: Listing, files: Sizes) -> None:

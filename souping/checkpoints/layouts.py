@@ -251,6 +251,7 @@ def _rules(
     for word in types.split():
         model_types.extend(groups.get(word, [word]))
     forms = [_forms(native, layout) for native in natives]
+    # ValueError if the native names have different numbers of optional parts.
     for same_parts in zip(*forms, strict=True):
         names = tuple(native for native, _ in same_parts)
         # All native tensors of a rule are laid out alike.
@@ -279,7 +280,8 @@ def _forms(native: str, layout: str) -> list[tuple[str, str]]:
     """(native name, its layout) for each way to write out the optional parts `[x]` of a native name.
 
     If an optional part with a placeholder is left out, the tensor holds all of its values: the placeholder is an axis
-    in front of the layout.
+    in front of the layout. So `layers.[{layer}.]w` with layout `out in` is `layers.{layer}.w` with `out in`, and
+    `layers.w` with `layer out in`.
     """
     optional = OPTIONAL_PART.search(native)
     if optional is None:
@@ -301,7 +303,7 @@ def _forms(native: str, layout: str) -> list[tuple[str, str]]:
 def _layout(text: str, name: str) -> tuple[Dims, Dims]:
     """(native dimensions, dimensions of Hugging Face) of a layout, `before -> after`.
 
-    Without an arrow, the tensor loses the dimensions that are indexes in its Hugging Face name, and is the same else.
+    Without an arrow, the tensor only loses the dimensions that are indexes in its Hugging Face name.
     """
     before, arrow, after = text.partition("->")
     dims = _dims(before)
@@ -359,8 +361,8 @@ def pattern_of(native: str) -> re.Pattern[str]:
 
 
 def sizes_of(config: JsonObject) -> dict[str, int]:
-    """{name in layouts: size} of the sizes that a config has, or that follow from others."""
-    # What the config itself says wins over the config of the text model in it.
+    """{name in layouts: size} of the sizes that a config has or that follow from others; unknown ones are left out."""
+    # The config itself overrides the config of the text model in it.
     settings = dict[str, int]()
     for table in (config.get("text_config"), config):
         if isinstance(table, Mapping):
@@ -399,11 +401,12 @@ def extents(dims: Dims, shape: Shape, sizes: Mapping[str, int]) -> Axes:
         counts.extend(_factors(dim, length, sizes))
     steps = row_major(tuple(counts))
     axes = zip(axis_names(dims), counts, steps, strict=True)
+    # All elements are in one tensor: no axis jumps to another.
     return {name: (count, step, 0) for name, count, step in axes}
 
 
 def _factors(dim: Sequence[Axis], length: int, sizes: Mapping[str, int]) -> list[int]:
-    """The sizes of the axes that make up a dimension; at most one may be unknown, and follows from the `length`."""
+    """The sizes of the axes whose product is a dimension of this `length`; one may be unknown, and follows from it."""
     names = axis_names([dim])
     # 0 stands for a size that the config does not give. No size is negative.
     known = [_value(axis.size, sizes) if axis.size else sizes.get(axis.name, 0) for axis in dim]

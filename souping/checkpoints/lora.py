@@ -148,7 +148,7 @@ class Adapter:
         settings = read_settings(folder)
         before = stamps_in(folder)
         tensors = read_weights(folder, allow_pickle, (ADAPTER_WEIGHTS,), (PICKLED_ADAPTER_WEIGHTS,))
-        # The config files of a full model say nothing about an adapter.
+        # What a full model left in the folder is not the adapter's.
         model_files = ("config.json", "generation_config.json")
         side = tuple(name for name in side_files(folder) if name not in model_files)
         checkpoint = Checkpoint.of(folder, tensors, config={}, side=side, before=before)
@@ -174,6 +174,7 @@ class Adapter:
         for name, tensor in checkpoint.tensors.items():
             if tensor.dtype in FLOATS:
                 trained.append(TrainedTensor(name, tensor, FULL_MODEL))
+        # No adapter's settings apply: PEFT's defaults fill the field.
         settings = _settings_of(folder, {})
         return cls(
             checkpoint=checkpoint,
@@ -206,7 +207,7 @@ class Adapter:
                 use.append("use_dora")
             uses.append(use)
         if settings.parameters:
-            # Of these, the base gives ranks and scalings.
+            # Ranks and scalings of these follow from the base's shapes: what they are computed from counts instead.
             rules = (settings.alpha, settings.rslora, settings.alpha_pattern)
             uses.append([*settings.parameters, *map(str, rules)])
         for part in self.trained:
@@ -269,6 +270,10 @@ class _Sorter:
         self.copies = dict[str, Tensor]()
 
     def add(self, key: str, tensor: Tensor) -> None:
+        """Sort in the tensor of a `key` of the file. The order of the cases matters: several may fit its name.
+
+        PEFT gives a module that it wraps the name `base_layer`.
+        """
         name = key.removeprefix(PEFT_PREFIX)
         module, _, last = name.rpartition(".")
         factor = FACTOR.fullmatch(name)
@@ -281,8 +286,9 @@ class _Sorter:
             module = name.removesuffix(TOKENS)
             rows = self._settings.rows_of(module, tensor, self._folder)
             self._train(f"{module}.weight", tensor, "trainable_token_indices", rows)
+        # Parts of an adapter that are none of the above.
         elif "lora_" in name or "modules_to_save" in name:
-            self._refuse(key)
+            self._refuse_tensor(key)
         elif self._settings.saves(module) or (self._settings.ties and is_head(name)):
             self._train(name, tensor, "modules_to_save")
         elif last == "bias" and self._settings.bias != "none":
@@ -290,7 +296,7 @@ class _Sorter:
         elif last == "weight":
             self.copies[module.removesuffix(".base_layer")] = tensor
         else:
-            self._refuse(key)
+            self._refuse_tensor(key)
 
     def finish(self) -> tuple[dict[str, FactorPair], list[TrainedTensor]]:
         """({module: factors}, tensors without factors)."""
@@ -301,6 +307,7 @@ class _Sorter:
         for module, factors in sorted(self._sides.items()):
             pair = _factor_pair(self._folder, module, factors, self._settings)
             parts[module] = replace(pair, magnitude=magnitudes.get(module))
+        # Where the settings ask for a bias or a magnitude, every module with factors has one, and no other module.
         for name, extras in self._extras.items():
             wanted = parts.keys() if self._settings.extras[name] else set[str]()
             for module in sorted(wanted ^ extras.keys()):
@@ -330,14 +337,17 @@ class _Sorter:
     def _broken(self, why: str) -> None:
         raise broken(self._folder / ADAPTER_WEIGHTS, why)
 
-    def _refuse(self, key: str) -> None:
+    def _refuse_tensor(self, key: str) -> None:
         raise UserError(
             f"adapter {self._folder}: {shown(key)} does not belong to its settings; it cannot be souped"
         )
 
 
 def _within(parameter: str, module: str) -> bool:
-    """Whether a parameter belongs to a module of a name that ends with `module`, as PEFT compares names."""
+    """Whether a parameter belongs to a module whose name ends with the text `module`, as PEFT compares names.
+
+    The parameter `a.mlp.up.weight` is in the modules `a`, `a.mlp` and `a.mlp.up`.
+    """
     owners = parameter.split(".")[:-1]
     return any(".".join(owners[: i + 1]).endswith(module) for i in range(len(owners)))
 
@@ -427,6 +437,7 @@ class AdapterSettings:
 
     def saves(self, module: str) -> bool:
         """Whether `modules_to_save` names a module or one around it."""
+        # The empty text after the dot stands for the name of a parameter.
         return any(_within(f"{module}.", name) for name in self.saved)
 
     def rows_of(self, module: str, tensor: Tensor, folder: Path) -> tuple[int, ...]:
@@ -446,7 +457,7 @@ def read_settings(folder: Path) -> AdapterSettings:
     """
     path = inside(folder, CONFIG)
     config = json_object(path)
-    _refuse(folder, config)
+    _refuse_settings(folder, config)
     return _settings_of(path, config)
 
 
@@ -456,7 +467,7 @@ def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
         for key, kind in SETTING_TYPES.items():
             if not isinstance(config.get(key), kind | None):
                 raise ValueError(f"{key}={config[key]}")
-        # PEFT itself writes such expressions, for experts that transformers fuses.
+        # PEFT itself writes expressions that begin with `.*\.`, for experts that transformers fuses.
         alphas = {
             _name(key.removeprefix(r".*\.")): _number(key, value)
             for key, value in (config.get("alpha_pattern") or {}).items()
@@ -490,7 +501,7 @@ def _settings_of(path: Path, config: Mapping[str, Any]) -> AdapterSettings:
         raise broken(path, f"a setting is wrong ({shown(str(error))})") from None
 
 
-def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_settings(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a config that is not of a plain LoRA, with the first key that shows it."""
     start = config.get("init_lora_weights", True)
     refused = list[str]()
@@ -502,7 +513,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     if (type(start), start) not in [(type(value), value) for value in HARMLESS_STARTS]:
         refused.append("init_lora_weights")
     refused += [key for key, value in config.items() if value and key not in PLAIN_LORA]
-    # Unsloth had an order of its own before it said which.
+    # Unsloth had an order of experts of its own before it wrote lora_B_layout.
     packed = "unknown" if "unsloth_fixed" in str(config.get("auto_mapping")) else PACKED
     packed = config.get("lora_B_layout") or packed
     if config.get("target_parameters") and packed != PACKED:

@@ -157,7 +157,7 @@ def regrouped(stored: Headers, config: JsonObject, where: str | Path) -> dict[st
 
 
 def _cleaned(native: Iterable[str], where: str | Path) -> dict[str, str]:
-    """{short name: native name} of what may belong to the model; a short name has no parts of wrappers such as FSDP."""
+    """{short name: native name} of what may belong to the model. Short names lack parts of wrappers such as FSDP."""
     wrappers = set(common()["wrappers"])
     natives = dict[str, str]()
     for name in filter(is_weight, native):
@@ -232,6 +232,7 @@ class Assignment:
         self.targets: dict[str, TargetTensor] = {}
         self.unknown: list[str] = []
         tied = self.config.get("tie_word_embeddings") is True
+        # Hugging Face does not store a tied head; if `like` does all the same, it has to come out.
         self._omits_head = tied and (self.like is None or HEAD_NAME not in self.like)
         # {pattern of native names: [(rule, its number among the rule's natives)]}
         self._groups: dict[str, list[tuple[Rule, int]]] = defaultdict(list)
@@ -254,7 +255,7 @@ class Assignment:
     def _place(self, short: str, name: str) -> bool:
         """Add a native tensor, whose name without prefix is `short`, to its targets; False if no rule has one.
 
-        The rules of the first pattern that matches decide.
+        The first pattern decides that matches and whose rules have a target in `like`.
         """
         for pattern, rules in self._groups.items():
             match = pattern_of(pattern).fullmatch(short)
@@ -406,7 +407,7 @@ class Assignment:
         for number, axis in enumerate(stacked[1:], 1):
             last = max(place[number] for place in target.sources)
             counts.append(self.sizes.get(axis, last + 1))
-        # A count of the config may be huge: one index more than there are sources shows what is missing.
+        # A count of the config may be huge: of one index more than there are sources, one must be missing.
         looked_at = [range(min(count, len(target.sources) + 1)) for count in counts]
         for place in product(*looked_at):
             if place not in target.sources:

@@ -89,6 +89,7 @@ def pointed_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with path.open("rb") as file:
             yield file, path.stat().st_size
         return
+    # Only headers are read in this way, from the start on.
     with explained(pointer.url):
         file = filesystem(pointer.url).open(
             pointer.url, "rb", block_size=1 << 20, cache_type="readahead"

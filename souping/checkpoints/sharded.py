@@ -137,11 +137,11 @@ def find_sharded(folder: Path) -> tuple[str, str] | None:
             return place, "safetensors"
         if any(RANK_FILE.fullmatch(name) for name in names):
             return place, "ranks"
-        _refuse(root, names)
+        _refuse_layout(root, names)
     return None
 
 
-def _refuse(root: Path, names: set[str]) -> None:
+def _refuse_layout(root: Path, names: set[str]) -> None:
     """Refuse a folder whose files are of a layout that is not read, with what to do; `names` are the files."""
     if "zero_to_fp32.py" in names or any(root.glob("*/*zero_pp_rank_*")):
         raise UserError(
@@ -194,7 +194,7 @@ def _read(
     stamps: tuple[tuple[str | int, ...], ...],
 ) -> Sharded:
     """The weights in `folder/place`, from a cache while the `stamps` of its files are the same: runs open it often."""
-    # What names of files below the folder begin with.
+    # Before the names of files: they are relative to `folder`, and the files are in `folder/place`.
     prefix = f"{place}/" if place else ""
     if averaged:
         return Sharded.of(folder, place, layout, _read_average(folder, prefix))
@@ -325,6 +325,7 @@ def _read_dcp(folder: Path, prefix: str) -> Iterator[Piece]:
 
 def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
     """The average in the optimiser state; weights that have no average, such as buffers, as the checkpoint has them."""
+    # Of the layouts, only DCP has a .metadata, and an average.
     entries = metadata(folder, prefix)[1] if (folder / prefix / META).is_file() else []
     state = _average_state([entry for entry in entries if entry.is_box])
     if state is None:
@@ -335,8 +336,8 @@ def _read_average(folder: Path, prefix: str) -> Iterator[Piece]:
     weights = [entry for entry in entries if entry.is_weight]
     stored = {entry.name for entry in weights}
     names = {state.sub(r"\g<name>", entry.name) for entry in averages}
-    # torchtitan saves a fused parameter in parts, and its average whole: leave out the parts, which have the same
-    # parent module.
+    # torchtitan saves a fused parameter in parts, and its average whole: `attention.wqkv.weight` has an average, and
+    # everything stored below `attention.` is left out.
     fused = tuple(f"{name.rsplit('.', 2)[0]}." for name in names - stored)
     names |= {name for name in stored if name.startswith(fused)}
     yield from _pieces(folder, [entry for entry in weights if entry.name not in names])
@@ -432,7 +433,7 @@ def _read_ranks(folder: Path, prefix: str) -> Iterator[Piece]:
             ranks[int(match[2])] = prefix + path.name
             if match[1]:
                 counts.add(int(match[1]))
-    # Names without a number of ranks lack none.
+    # Names of FSDP's second form do not say how many ranks there are: only a gap is noticed.
     if counts not in (set(), {len(ranks)}) or sorted(ranks) != list(range(len(ranks))):
         raise UserError(
             f"{folder / prefix} lacks files: it has those of ranks {listed(map(str, sorted(ranks)))} only"
@@ -503,6 +504,7 @@ def _local(archive: Archive, name: str, value: Data) -> Local:
     rebuilt = Made(value.args[1].name, (), state=value.args[3])
     if rebuilt.kind.endswith(".DTensor"):
         dtype, size, place = archive.place(rebuilt["_local_tensor"], name)
+        # The function's own arguments are (class, dtype, shape, ..).
         shape = torch_size(value.args[2][2])
         if len(size) != len(shape):
             raise ValueError("a part of it has another number of dimensions")

@@ -106,8 +106,8 @@ class TrainingRun:
         return replace(self, members=tuple(newest_first[::-1]))
 
 
-def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
-    """The run in a folder, with the learning rates of its trainer_state.json or of the file `rates`.
+def find_run(path: Path, rates_file: Path | None = None) -> TrainingRun:
+    """The run in a folder, with the learning rates of its trainer_state.json or of `rates_file`.
 
     Raises:
         UserError: it is not a folder, or holds no checkpoint of a known layout.
@@ -127,13 +127,13 @@ def find_run(path: Path, rates: Path | None = None) -> TrainingRun:
         left_out[name] = f"the same weights as {member_name}"
 
     state = _state(checkpoints)
-    log = entries(state, "log_history") if rates is None else read_rates(rates)
+    log = entries(state, "log_history") if rates_file is None else read_rates(rates_file)
     notes = [f"{name}: left out, {why}" for name, why in sorted(left_out.items())]
     steps = [checkpoint.step for checkpoint in checkpoints]
     notes += _missing_steps(steps, finite_number(state.get("save_steps")))
     notes += _root(path, members)
     best = Path(str(state.get("best_model_checkpoint") or "")).name
-    # The trainer's best may be a copy of a member: then the member counts.
+    # The trainer's best may be a copy that was left out: then the member with the same weights is the best.
     best = copies.get(best, best)
     return TrainingRun(
         folder=path,
@@ -196,9 +196,11 @@ def _by_trainer(
 
 def member_in(folder: Path, step: int) -> Member:
     """The checkpoint in a folder; its weights are in the first of the trainers' places that has weight files."""
+    # souping's own places for models first, as these need no config and tokenizer from elsewhere.
     places = chain(MODEL_PLACES, weight_places(), model_places())
     place = next((place for place in places if weight_files(folder / place)), "")
     weights = folder / place
+    # In this order, as `model_places` imports the packages that bring further trainers.
     is_model = place in MODEL_PLACES or (place not in WEIGHT_PLACES and place in model_places())
     return Member(
         name=folder.name,

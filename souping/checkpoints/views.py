@@ -60,7 +60,7 @@ class View:
 
     @classmethod
     def of(cls, source: str, shape: Shape, offset: int = 0, full: Shape | None = None) -> View:
-        """A stored tensor as it is; or the box of one of shape `full` that begins at element `offset`."""
+        """A stored tensor as it is; or of one of shape `full`, the box of this `shape` from element `offset` on."""
         steps = row_major(full or shape)
         axes = tuple((n, step, 0) for n, step in zip(shape, steps, strict=True))
         return cls(shape, (source,), offset, axes)
@@ -219,6 +219,7 @@ class StoredTensor:
     def _box(self, part: Part, sizes: Shape, groups: Sequence[tuple[int, int]]) -> Box:
         """A part in the joined dimensions of a tensor of `sizes`; a group (a, b) is the dimensions a .. b - 1."""
         start = part.start or (0,)
+        # In the other dimensions of a group, which no part cuts, every part begins at 0.
         low = tuple(start[a] * math.prod(sizes[a + 1 : b]) for a, b in groups)
         counts = tuple(math.prod((part.sizes or (1,))[a:b]) for a, b in groups)
         steps = tuple(step * self.size for step in row_major(counts))
@@ -255,7 +256,7 @@ class StoredTensor:
         return low.reshape(shape), high.reshape(shape)
 
     def _overlapping(self, low: Shape | IntArray, high: Shape | IntArray) -> list[int]:
-        """The numbers of the boxes that have elements in common with the box from `low` to `high`."""
+        """The indexes in `_boxes` of those that have elements in common with the box from `low` to `high`."""
         lows, highs = self._edges
         common = ((lows < high) & (highs > low)).all(axis=1)
         numbers: list[int] = np.flatnonzero(common).tolist()
@@ -337,7 +338,7 @@ def gather(source: StoredTensor, first: int, steps: Shape, out: NDArray[Any], fe
     # `span` elements of the stored tensor lie between the first and the last of the array.
     distances = [(n - 1) * step for n, step in zip(out.shape, steps, strict=True)]
     span = sum(distances) + 1
-    if span * source.size <= SCRATCH or out.size == 1:
+    if span * source.size <= SCRATCH:
         scratch = scratch_of("view", span * source.size)
         arrange(scratch, source.size, source.read(first, scratch, fetch))
         strides = tuple(step * source.size for step in steps)

@@ -110,6 +110,7 @@ class Adaptive(LimitedOptimiser):
         with the better `merits` [K] come more often.
         """
         simplex_points = self._simplex_points(size, merits)
+        # Only mixtures are scaled, not the single models.
         mixtures = [point for point in simplex_points if max(point) < 1]
         scaled: list[Weights] = []
         for scale in self.scales:
@@ -156,10 +157,8 @@ class Adaptive(LimitedOptimiser):
         return None
 
     def workload(self, size: int, items: int) -> tuple[int, int] | None:
-        """(expected, most) items of a search.
-
-        Expected: after how many items searches of this size ended. Most: hardly any took more.
-        """
+        """(expected, most) items of a search that ends by itself: as many as measured ones usually took, and a number
+        that hardly any exceeded. Without early stopping, both are the limit."""
         limit = len(self.points(size)) * items
         if self.max_items is not None:
             limit = min(limit, self.max_items)
@@ -207,16 +206,16 @@ class AdaptiveSearch(Search):
             value=space.value,
             singles=space.singles,
         )
-        self._bounds: BoundModel | None = None
+        self._bound_model: BoundModel | None = None
         if space.bounds is not None:
-            self._bounds = BoundModel(self._model, space, space.bounds, self._points)
+            self._bound_model = BoundModel(self._model, space, space.bounds, self._points)
 
         self._open: list[Query] = []
-        # Items that were requested so far, and at the last check whether to end.
+        # Number of items that were requested so far, and of those at the last check whether to end.
         self._spent = 0
         self._spent_at_check = 0
-        # Soups that were confirmed.
-        self._finalists = 0
+        # Number of soups that were confirmed.
+        self._confirmed = 0
         # Why exploring ended; None while it goes on.
         self._stop_reason: StopReason | None = None
 
@@ -243,15 +242,15 @@ class AdaptiveSearch(Search):
         """Give a soup's scores and answer lengths on some items of the split to the models."""
         soup = self._soup_of[point]
         self._model.observe(soup, items, values)
-        if self._bounds is not None:
-            self._bounds.observe(soup, items, lengths)
+        if self._bound_model is not None:
+            self._bound_model.observe(soup, items, lengths)
 
     def _refit(self) -> None:
         """Fit the models to all answers, and note how many they were."""
         self._known_at_fit = self._model.known
         self._model.fit()
-        if self._bounds is not None:
-            self._bounds.fit()
+        if self._bound_model is not None:
+            self._bound_model.fit()
 
     # ---------------------------------------------------------------- asking
 
@@ -282,6 +281,7 @@ class AdaptiveSearch(Search):
 
         worth = self._worth_of_samples(leader, rivals, urgency)
         soup, categories = self._choose(worth)
+        # The first sample of each category that was not requested.
         next_samples = model.unrequested[soup, categories].argmax(axis=-1)
         samples = self._enough(soup, list(zip(categories, next_samples, strict=True)))
         items: list[int] = []
@@ -303,7 +303,7 @@ class AdaptiveSearch(Search):
         if not self._stops:
             return None
 
-        # Check whether more answers would pay whenever a third of a split was requested.
+        # Check whether more answers would pay only after each third of a split: the gain takes long to compute.
         split_size = len(self._space.categories)
         if self._spent < self._spent_at_check + split_size // 3:
             return None
@@ -359,10 +359,10 @@ class AdaptiveSearch(Search):
         return soup, sorted(order[soup, :count].tolist())
 
     def _enough(self, soup: int, samples: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """These samples (category, number) of a soup, and more until they have `min_items`.
+        """These samples (category, number) of a soup, and more of its samples until they have `min_items`.
 
-        The next is of the category of which the least share was requested. A rest of the split that
-        would be too few for another request is taken too.
+        Samples are added from the category of which the least share was requested. If fewer than
+        `min_items` of the split would be left for another request, they are added too.
         """
         sizes = np.nan_to_num(self._model.size, posinf=0)
         # Share of its category that is requested with each sample and those before it [C, B].
@@ -381,9 +381,9 @@ class AdaptiveSearch(Search):
 
     def _odds(self) -> FloatArray:
         """Probability [S] that a soup keeps to all bounds; 1 if there are none."""
-        if self._bounds is None:
+        if self._bound_model is None:
             return np.ones(len(self._points))
-        return self._bounds.odds()
+        return self._bound_model.odds()
 
     def _confirm(self) -> Query | None:
         """The rest of the split for the best soup that the budget lets finish.
@@ -393,10 +393,10 @@ class AdaptiveSearch(Search):
         """
         for soup in self._by_promise():
             items = self._model.unrequested_items(soup)
-            if not items or self._finalists >= FINALISTS:
+            if not items or self._confirmed >= FINALISTS:
                 return None
             if self._affords(len(items)):
-                self._finalists += 1
+                self._confirmed += 1
                 self._model.request_split(soup)
                 return self._open_query(soup, items)
         return None
@@ -458,7 +458,10 @@ class AdaptiveSearch(Search):
         return self._points[int(candidates[order[0]])]
 
     def summary(self) -> SearchEnd:
-        """Why the search ended, and the soups that may be as good as the pick (one-sided 95 %)."""
+        """Why the search ended, and the soups that may be as good as the pick (one-sided 95 %).
+
+        With bounds, also the objective of the best soup if they are ignored (`without_guards`).
+        """
         mean, cov = self._model.objective()
         pick = self._soup_of[self.best()]
         variance = self._model.surprise() * difference_variances(cov, pick)
@@ -477,7 +480,7 @@ class AdaptiveSearch(Search):
             ),
             indistinguishable_count=len(indistinguishable),
             finishing_gain=gain,
-            without_guards=None if self._bounds is None else float(mean.max()),
+            without_guards=None if self._bound_model is None else float(mean.max()),
         )
 
 
@@ -598,7 +601,7 @@ class BoundModel:
             scores.table, scores.item_samples, scores.weights, rise=0.0, singles=single_lengths
         )
         self._items = [bound.covers(space.categories) for bound in self._bounds]
-        self._reference_soup = _soup_of(bounds.against, space, points)
+        self._reference_soup = position_of(bounds.against, space, points)
 
     def observe(self, soup: int, items: slice | list[int], lengths: FloatArray) -> None:
         """Take in the tokens of a soup's answers to some items of the split."""
@@ -623,14 +626,13 @@ class BoundModel:
         While no lengths are known, a bound on lengths rules out no soup.
         """
         model = self._lengths if bound.lengths else self._scores
-        # `known` is the number of answers.
         if bound.lengths and not model.known:
             return np.ones(len(model.table))
-        # A request for scores brings lengths too.
+        # Lengths come with the scores: what was requested of one model was requested of the other.
         model.requested = self._scores.requested
         mean, cov = model.total(model.shares(items))
         if self._reference_soup is None:
-            # The reference's answers are given, so only the soup's mean is uncertain. Lengths are as in `observe`.
+            # The reference's answers are given, so only the soup's mean is uncertain.
             reference = self._reference.values
             if bound.lengths:
                 reference = -self._reference.lengths / self._unit
@@ -646,7 +648,7 @@ class BoundModel:
         return _normal_cdf((bound.margin + difference) / sd)
 
 
-def _soup_of(model: str, space: SearchSpace, points: Sequence[Weights]) -> int | None:
+def position_of(model: str, space: SearchSpace, points: Sequence[Weights]) -> int | None:
     """Position of a single model among the points; None if it is not an ingredient, or not a point."""
     if model not in space.ingredients:
         return None

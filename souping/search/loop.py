@@ -77,10 +77,13 @@ class SearchResult:
 def result_of(scores: ItemScores, objective: Objective) -> Result:
     """Category means and objective of scores."""
     categories = {name: float(values.mean()) for name, values in scores.by_category().items()}
-    result = Result(
-        objective=value(objective, categories), categories=categories, items=len(scores.items)
+    return Result(
+        objective=value(objective, categories),
+        categories=categories,
+        items=len(scores.items),
+        values=scores.values,
+        lengths=scores.lengths,
     )
-    return replace(result, values=scores.values, lengths=scores.lengths)
 
 
 def check_budget(optimiser: Optimiser, items: int) -> None:
@@ -146,16 +149,16 @@ def find_weights(
     log: Callable[[Trial], None] = lambda trial: None,
     bounds: SearchBounds | None = None,
 ) -> SearchResult:
-    """The best weights of the ingredients on these items; `log` gets every trial. One ingredient needs no search.
+    """The best weights of the `ingredients` (names of candidates) on these items. One ingredient needs no search.
 
-    The search prefers soups that keep to the `bounds`.
+    `log` is called with every trial. The search prefers soups that keep to the `bounds`.
     """
     singles = [pool.recipe({name: 1.0}) for name in ingredients]
     if len(singles) == 1:
         (single,) = singles
         result = result_of(evaluation.scores(single, items), objective)
         return SearchResult(recipe=single, result=result, trials=())
-    # Scores of the single ingredients, none if the search does not need them.
+    # Scores of the single ingredients; empty if the search does not need them.
     known = evaluation.all_scores(singles if optimiser.uses_singles else [], items)
     space = _search_space(objective, pool, evaluation, ingredients, items, known)
     space = replace(space, bounds=bounds)
@@ -174,7 +177,7 @@ def find_weights(
             )
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
-    # `known` is empty if the search does not use single ingredients.
+    # Not strict, as `known` may be empty.
     scores = dict(zip(vertices(len(ingredients)), known, strict=False))
     return SearchRun(running, optimiser, recipe_of, evaluation, items, space, log, scores).run()
 
@@ -277,7 +280,7 @@ class SearchRun:
             self._take()
             self._ask()
         winner = self._winner()
-        # Soups that were dropped before they had answered all items.
+        # Soups that were dropped before they had answered all items are trials of a part of the split.
         for soup in self._soups.values():
             if soup.trial is None and np.isfinite(soup.values).any():
                 self._note(soup, self._result(soup.answers), whole=False)
@@ -313,7 +316,7 @@ class SearchRun:
     def _admits(self, query: Query) -> bool:
         """Whether a query is within the limits.
 
-        An optimiser that asks for parts of a split keeps, by itself, enough of the budget to finish one soup.
+        That enough of the budget is left to finish one soup is up to an optimiser that asks for parts of a split.
         """
         trials = self._optimiser.max_trials
         budget = self._optimiser.max_items
@@ -359,6 +362,7 @@ class SearchRun:
         answers = np.full((2, len(self._items)), np.nan)
         answers[0, places] = scores.values
         answers[1, places] = scores.lengths
+        # An optimiser may evaluate a soup on the whole split again: the newest answers replace all others.
         if whole_split:
             soup.answers = answers
             soup.reused = scores.reused

@@ -87,7 +87,8 @@ def spread(points: Sequence[Weights]) -> list[Weights]:
 def scattered(size: int, step: float, odds: FloatArray) -> Iterator[Weights]:
     """Endless points of two to nine ingredients, for a simplex that is too large for a grid; always the same ones.
 
-    The ingredients are drawn with probabilities `odds` [K], and their weights are random multiples of the step.
+    The ingredients are drawn with probabilities `odds` [K], and their weights are random multiples of the step, one
+    step at least.
     """
     rng = np.random.default_rng(0)
     steps = round(1 / step)
@@ -205,7 +206,7 @@ class Grid(ListedOptimiser, LimitedOptimiser):
 
 
 def weights_key(weights: Sequence[float]) -> Weights:
-    """Key of weights, equal for weights that differ by rounding."""
+    """Key of weights, which is the same for weights that differ only by rounding errors."""
     return tuple(round(float(weight), 9) for weight in weights)
 
 
@@ -244,7 +245,7 @@ class Fixed(Optimiser):
         """
         ingredients = space.ingredients
         candidates = space.candidates
-        # A weight for each candidate, of which not all were selected.
+        # One weight for each candidate, and not all candidates were selected.
         if len(self.weights) == len(candidates) != len(ingredients):
             weight_of = dict(zip(candidates, self.weights, strict=True))
             for name, weight in weight_of.items():
@@ -293,8 +294,9 @@ class GreedySoup(LimitedOptimiser):
         return GreedySearch(len(space.ingredients))
 
     def count(self, size: int) -> int | None:
-        # The single ingredients, and a soup for each but the best of them. 2 K stands for no limit.
-        return min(2 * size - 1, self.max_trials or 2 * size)
+        # The single ingredients, and a soup for each but the best of them.
+        most = 2 * size - 1
+        return min(most, self.max_trials or most)
 
     def describe(self, size: int) -> str:
         return f"greedy soup: {size} singles, then at most {size - 1} uniform soups"
@@ -390,7 +392,8 @@ def _registered(name: str) -> Callable[..., Optimizer]:
     from nevergrad.optimization import metamodel
     from nevergrad.optimization.optimizerlib import registry
 
-    # Meta-models, which NGOpt uses too, make a number of an array with one element: numpy 2.4 refuses that.
+    # Meta-models, which NGOpt uses too, call `float` for an array with one element, which numpy 2.4 refuses. So that
+    # module gets a `float` of its own.
     metamodel.float = _number
     known: Mapping[str, Callable[..., Optimizer]] = registry
     return known[pick(name, known, "optimiser.algorithm")]
@@ -456,6 +459,6 @@ class NevergradSearch(ListSearch):
 
     def tell(self, query: Query, result: Result) -> None:
         super().tell(query, result)
-        # Nevergrad did not propose the first points. It minimises.
+        # The first points were not proposed by Nevergrad, so they have no candidate. It minimises.
         if self._open.get(query.weights):
             self._optimiser.tell(self._open[query.weights].pop(0), -result.objective)

@@ -348,7 +348,7 @@ class SoupModel:
         return np.stack(derivatives, axis=-1)
 
     def finishing_gain(self, soups: IntArray, odds: FloatArray | None = None) -> float:
-        """Expected gain of the pick (inner scores) if these soups answered the rest of the split.
+        """By how much (inner scores) the pick is expected to improve if these soups answer the rest of the split.
 
         `soups` has the leader first. A soup's lead is multiplied by its `odds` [S] of being admissible.
         """
@@ -403,7 +403,7 @@ def usual_scores(singles: FloatArray) -> FloatArray:
 
 
 def draws(cov: FloatArray, count: int, stream: int = 0) -> FloatArray:
-    """Samples [count, S] of a normal with mean zero; the same `stream` always gives the same ones."""
+    """Samples [count, S] of a normal with mean zero and covariance `cov`; a `stream` always gives the same ones."""
     # A root of the covariance by its eigenvalues, as it may be singular.
     eigenvalues, eigenvectors = np.linalg.eigh(cov)
     root = eigenvectors * np.sqrt(np.maximum(eigenvalues, 0))

@@ -56,7 +56,7 @@ class Window:
 
     @classmethod
     def of(cls, kind: WindowKind, length: int, size: int, alpha: float | None = None) -> Window:
-        """The average of the last `length` of `size` checkpoints."""
+        """The average of the last `length` of `size` checkpoints; `alpha` is given for `ema` alone."""
         if alpha is None:
             shares = WINDOW_WEIGHTS[kind](length)
         else:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from souping.checkpoints.archives import Archive
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.fingerprints import fingerprint
 from souping.checkpoints.folder import Like
@@ -331,3 +332,18 @@ def test_archives_are_refused_where_a_folder_is_needed(tmp_path: Path) -> None:
             pool.plan(pool.recipe({"a": 0.5, "b": 0.5}))
     with closing(LocalMerge().open(folders)) as pool, pytest.raises(UserError, match="merged only"):
         pool.check_tokenizers()
+
+
+def test_changed_storages_are_signed_whatever_their_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for key in ("10", "1"):
+            archive.writestr(f"archive/data/{key}", f"old {key}")
+    path.write_bytes(path.read_bytes().replace(b"old ", b"new "))
+    with path.open("r+b") as file:
+        Archive.open(path, file).sign()
+    with zipfile.ZipFile(path) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            "archive/data/10": b"new 10",
+            "archive/data/1": b"new 1",
+        }
