@@ -254,7 +254,7 @@ def _listed_size(name: str, hub_name: HubName, allow_pickle: bool) -> ModelSize:
 
 
 def _guessed_size(candidate: Candidate, hub_name: HubName | None, error: Exception) -> ModelSize:
-    """Size of a candidate that this `error` made unreadable: by its name on the Hub if it has one, else unknown."""
+    """Size of a candidate that cannot be read because of an `error`: guessed by its Hub name, if it has one."""
     trouble = Missing(what=first_line(error))
     if isinstance(error, UserError):
         trouble = Missing.from_error(error)

@@ -178,8 +178,10 @@ def find_weights(
         return pool.recipe(dict(zip(ingredients, weights, strict=True)))
 
     # Not strict, as `known` may be empty.
-    scores = dict(zip(vertices(len(ingredients)), known, strict=False))
-    return SearchRun(running, optimiser, recipe_of, evaluation, items, space, log, scores).run()
+    scores_of = dict(zip(vertices(len(ingredients)), known, strict=False))
+    return SearchRun(
+        running, optimiser, recipe_of, evaluation, items, space, log, known=scores_of
+    ).run()
 
 
 def _search_space(
@@ -248,7 +250,7 @@ class SearchRun:
         log: Callable[[Trial], None],
         known: Mapping[Weights, ItemScores] | None = None,
     ) -> None:
-        """`known` are scores of soups that were evaluated before, such as single ingredients."""
+        """`running` is the search that `optimiser` started; `known` are scores of soups from before it."""
         self._name = f"optimiser {named(optimiser)}"
         self._space = space
         self._search = running

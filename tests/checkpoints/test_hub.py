@@ -415,7 +415,7 @@ def test_an_adapter_in_the_cache_is_measured_and_names_its_base(
     hub: Hub, family: Path, tmp_path: Path
 ) -> None:
     modules = {"model.layers.0.self_attn.q_proj": 2}
-    base = {"base_model_name_or_path": "org/base", "revision": "v1"}
+    base: dict[str, Any] = {"base_model_name_or_path": "org/base", "revision": "v1"}
     save_adapter(tmp_path / "one", family / "base", modules, seed=0, **base)
     hub.add("org/one", files_of(tmp_path / "one"))
     fetch("org/one")
