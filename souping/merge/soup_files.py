@@ -96,9 +96,8 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """
     source = plan.ingredients[plan.tokenizer_from]
     same = plan.frame is not None
-    recipe = recipe_text(
-        plan.recipe, source.name, plan.nonfinite, plan.max_shard_size, same
-    ).encode()
+    text = recipe_text(plan.recipe, source.name, plan.nonfinite, plan.max_shard_size, same=same)
+    recipe = text.encode()
     if same:
         return {RECIPE: recipe}
     index = plan.index()
@@ -147,6 +146,7 @@ def recipe_text(
     tokenizer_source: str,
     nonfinite: str,
     max_shard_size: int | None = None,
+    *,
     same: bool = False,
 ) -> str:
     """The recipe as JSON, with what else decides the bytes of the folder. `same` is merge.format=same."""

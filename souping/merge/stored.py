@@ -34,7 +34,9 @@ from souping.core.types import Folders, Recipe, UserError
 from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
-LEFT = re.compile(r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)")
+DROPPED = re.compile(
+    r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)"
+)
 """Files that are not carried over."""
 COPY = 1 << 24
 """Bytes that are copied at once."""
@@ -132,7 +134,9 @@ def carried_files(folder: Path, weights: Iterable[str]) -> list[str]:
     """Files beside the `weights` that the soup has too, all relative to the folder."""
     known = set(weights)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return [n for n in names if n not in known and not LEFT.fullmatch(n) and Path(n).name != META]
+    return [
+        n for n in names if n not in known and not DROPPED.fullmatch(n) and Path(n).name != META
+    ]
 
 
 def newest(names: Folders, tokenizer_from: str | None) -> str:
@@ -175,11 +179,13 @@ def stored_plan(
     views = dict[str, Checkpoint]()
     for name, sharded in stored.items():
         view = Checkpoint.viewed(sharded, boxes, config={}, home=None)
+        # A saved plan names the folder that the opened checkpoint has its config from.
         views[name] = replace(view, like=checkpoints[name].like)
 
     alignment = Alignment(
         {name: views[name] for name in ingredients}, None if base is None else views[base]
     )
+    # Planned in all dtypes that are stored, so that each tensor keeps its own (or `_in_frame` refuses it).
     dtype = "+".join(sorted({view.dtype for view in views.values()}))
     plan = alignment.plan(
         replace(recipe, dtype=dtype),
