@@ -20,7 +20,7 @@ from souping.checkpoints.views import Raw, widen
 from souping.core.open_files import write_at
 from souping.core.text import shown
 from souping.core.types import Json, Recipe, UserError
-from souping.merge import OptionalProgress
+from souping.merge import Nonfinite, OptionalProgress
 from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.changes import PARAMETERS, Change, Changes, Update
 from souping.merge.factors import AdapterShare, AdapterShares, TensorReader, join
@@ -209,7 +209,7 @@ def adapter_config_text(
 
 
 def base_plan(
-    recipe: Recipe, name: str, base: Checkpoint, shard_bytes: int, nonfinite: str
+    recipe: Recipe, name: str, base: Checkpoint, shard_bytes: int, nonfinite: Nonfinite
 ) -> MergePlan:
     """The plan of a full model: the tensors of the base, called `name`, in the recipe's dtype, with the recipe itself.
 
@@ -244,7 +244,7 @@ def write_model(
     else:
         fill_shards(plan, stage, lambda count, _: progress(count, plan.nbytes), work=copied)
     done = sum(tensor.nbytes for tensor in others)
-    headers = [len(plan.header(shard)) for shard in range(len(plan.shards))]
+    data_starts = [len(plan.header(shard)) for shard in range(len(plan.shards))]
     # {tensor: bytes of it that are written}
     written = Counter[str]()
     for change in changes.values():
@@ -254,7 +254,7 @@ def write_model(
             tensor = planned[stored.name]
             out = narrow(block.reshape(-1), tensor.dtype)
             reader.check_soup(widen(out, tensor.dtype), tensor.name)
-            start = headers[tensor.shard] + tensor.offset + written[tensor.name]
+            start = data_starts[tensor.shard] + tensor.offset + written[tensor.name]
             with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
                 write_at(file.fileno(), out.data, start)
             written[tensor.name] += len(out)

@@ -21,6 +21,7 @@ from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import check_weights
 from souping.core.text import listed
 from souping.core.types import TOLERANCE, Recipe, UserError, Weights
+from souping.merge import Nonfinite
 from souping.merge.methods import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
@@ -61,7 +62,7 @@ class Alignment:
         recipe: Recipe,
         *,
         shard_bytes: int = DEFAULT_SHARD,
-        nonfinite: str = "error",
+        nonfinite: Nonfinite = "error",
         tokenizer_from: str | None = None,
     ) -> MergePlan:
         """The plan of a recipe of these checkpoints.
@@ -200,7 +201,8 @@ class Layout:
     def tokenizer_index(self, tokenizer_from: str | None) -> int:
         """The number of the ingredient whose config and tokenizer the soup gets: the first with the soup's rows.
 
-        `tokenizer_from` names another one (UserError: it is not there, or has other rows, and some has the soup's).
+        `tokenizer_from` names another one (UserError: it is no ingredient, or has other rows than the soup although
+        some ingredient has the soup's).
         """
         names = list(self.pool)
         uneven = self.uneven
@@ -260,7 +262,7 @@ class WeightedLayout:
         self._weights.append(_effective(recipe))
         self._mix = cache(self._mix_of)
 
-    def plan(self, limit: int, nonfinite: str, tokenizer_from: str | None) -> MergePlan:
+    def plan(self, limit: int, nonfinite: Nonfinite, tokenizer_from: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
         unplaced = [self._tensor(tensor) for tensor in self.layout.tensors.values()]
         tensors, shards = place_tensors(unplaced, limit)

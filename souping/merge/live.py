@@ -29,7 +29,7 @@ from souping.core.protocols import WeightChunk, WeightStream
 from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
-from souping.merge import LoadableModel
+from souping.merge import LoadableModel, Nonfinite
 from souping.merge.alignment import Alignment
 from souping.merge.methods import torch_dtype
 from souping.merge.mixing import (
@@ -135,7 +135,7 @@ class LiveModule(LoadableModel):
     """Open ingredients and a live module: `load_soup` makes the module that recipe's soup, again and again."""
 
     def __init__(
-        self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
+        self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: Nonfinite = "error"
     ) -> None:
         self._alignment = alignment
         self._module = module

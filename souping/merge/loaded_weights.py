@@ -228,7 +228,10 @@ def _parent(module: str) -> str:
 def _differ(
     pairs: Iterable[tuple[Float32, Float32]], to_engine: Callable[[Float32], Float32]
 ) -> bool:
-    """Whether two models' values of some tensors, each the same share of its tensor, differ in the engine's dtype."""
+    """Whether two models differ in the engine's dtype: in a share of at least DIFFERING of the values.
+
+    A pair has both models' values of one tensor. Every pair counts alike, and those of different shapes do not.
+    """
     shares = list[float]()
     for first, second in pairs:
         if first.shape == second.shape:
@@ -262,7 +265,8 @@ def _compare(
     # The engine makes a tensor by itself if no file names it and it is the same in all models.
     same = np.all([candidate.values == samples.values for candidate in candidates], axis=0)
     if len(candidates) == 1 and recipe.weights != (1.0,):
-        # A multiple of a candidate only shows what is not loaded. An engine may load functions of the values.
+        # A multiple of a candidate is there to find values that stay as they were. Those that change pass: they may be
+        # functions of the stored values, and no multiples.
         equal |= ~same
     faults = list[str]()
     for name, place in _places(samples).items():

@@ -16,7 +16,7 @@ from souping.checkpoints.header import TORCH_NAMES, inside, json_object, parse_j
 from souping.checkpoints.quantised import plain_config
 from souping.core.folders import STAGING_MARK, write_files
 from souping.core.types import Recipe, UserError
-from souping.merge import CandidatePool, Extra
+from souping.merge import CandidatePool, Extra, Nonfinite
 from souping.merge.plan import MergePlan, check_ingredients
 
 CARD = "README.md"
@@ -144,7 +144,7 @@ def generation_config(
 def recipe_text(
     recipe: Recipe,
     tokenizer_source: str,
-    nonfinite: str,
+    nonfinite: Nonfinite,
     max_shard_size: int | None = None,
     *,
     same: bool = False,

@@ -22,7 +22,7 @@ from souping.checkpoints.archives import Archive
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import align
 from souping.checkpoints.folder import MAX_SIDE, Like
-from souping.checkpoints.header import FLOATS, inside, small
+from souping.checkpoints.header import FLOATS, TORCH_NAMES, inside, small
 from souping.checkpoints.pickles import Made, pickled
 from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata
 from souping.checkpoints.trainers import TRAINERS, step_pattern
@@ -31,6 +31,7 @@ from souping.core.fields import load_json
 from souping.core.open_files import reserve
 from souping.core.text import shown
 from souping.core.types import Folders, Recipe, UserError
+from souping.merge import Nonfinite
 from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
@@ -156,7 +157,7 @@ def stored_plan(
     models: Alignment,
     *,
     shard_bytes: int,
-    nonfinite: str,
+    nonfinite: Nonfinite,
     tokenizer_from: str | None,
 ) -> MergePlan:
     """The plan of a recipe's soup in the layout of its newest ingredient.
@@ -185,6 +186,11 @@ def stored_plan(
     alignment = Alignment(
         {name: views[name] for name in ingredients}, None if base is None else views[base]
     )
+    if recipe.dtype in TORCH_NAMES and recipe.dtype not in views[chosen].dtype.split("+"):
+        what = f"{chosen} is {views[chosen].dtype}, and the soup {recipe.dtype}"
+        raise UserError(
+            f"merge.format=same keeps dtypes, but {what}: leave merge.dtype out, or use merge.format=hf"
+        )
     # Planned in all dtypes that are stored, so that each tensor keeps its own (or `_in_frame` refuses it).
     dtype = "+".join(sorted({view.dtype for view in views.values()}))
     plan = alignment.plan(
