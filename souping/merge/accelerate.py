@@ -92,7 +92,7 @@ class AccelerateMerge(LocalMerge):
 
     @property
     def hashes_while_reading(self) -> bool:
-        return False
+        return False  # the files are read by ranks, each its share
 
     def fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
         """As `LocalMerge.fill`; with several ranks, progress is reported once, at the end.

@@ -127,6 +127,7 @@ class LocalMerge(MergeBackend):
 
     @property
     def hashes_while_reading(self) -> bool:
+        # A recipe needs the fingerprint of a base before its files are read, and `write_hashed` finishes no frame.
         return self.base_model is None and self.format == "hf"
 
     @property

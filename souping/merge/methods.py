@@ -189,6 +189,7 @@ def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     cosines = list[float]()
     for i in range(count):
         for j in range(i):
+            # A model that is equal to the base has length 0: its cosines count as 0.
             cosines.append(inner[i, j] / max(norms[i] * norms[j], 1e-12))
     cosine = float(np.mean(cosines))
     denominator = 1 + (count - 1) * cosine

@@ -48,8 +48,8 @@ class Site:
 
     def pieces_of(self, start: int, count: int) -> tuple[Tensor, ...]:
         """The pieces of `count` experts from expert `start` on."""
-        each = len(self.pieces) // self.tensor.shape[0]
-        return self.pieces[start * each : (start + count) * each]
+        per_expert = len(self.pieces) // self.tensor.shape[0]
+        return self.pieces[start * per_expert : (start + count) * per_expert]
 
 
 def find_base(
