@@ -100,10 +100,10 @@ class LoadedWeights:
         self.not_checked = list[str]()
         """What the check left out, each once."""
 
-    def check(self, recipe: Recipe, samples: WeightSamples, own_folder: bool) -> None:
+    def check(self, recipe: Recipe, samples: WeightSamples, stored: bool) -> None:
         """Compare what an engine holds with what its recipe says; keep the values of a candidate.
 
-        `own_folder` if a candidate was loaded from its own folder, not as a written soup. A soup is compared if it is a
+        `stored` if a candidate was loaded from its own folder, not as a written soup. A soup is compared if it is a
         plain average of candidates whose values are known.
 
         Raises:
@@ -114,9 +114,7 @@ class LoadedWeights:
         if len(recipe.ingredients) == 1:
             self._check_apart(recipe, samples, known)
         if recipe.weights == (1.0,) and first not in known:
-            exact = own_folder and all(
-                _holds(dtype, recipe.dtype) for _, dtype, _ in samples.tensors
-            )
+            exact = stored and all(_holds(dtype, recipe.dtype) for _, dtype, _ in samples.tensors)
             known[first] = LoadedCandidate(values=samples.values, exact=exact)
         if samples.unchecked:
             self._not_checked(f"{listed(samples.unchecked)}, which the engine packs or quantises")

@@ -121,10 +121,10 @@ def test_a_soup_of_several_dtypes_passes_in_an_engine_of_one(engine: torch.dtype
         held[name] = {key: tensor.to(engine) for key, tensor in tensors.items()}
     dtype = "float32+bfloat16"
     weights = known({name: held[name] for name in SHARES}, dtype)
-    weights.check(recipe(SHARES, dtype), sampled(held["soup"]), False)
+    weights.check(recipe(SHARES, dtype), sampled(held["soup"]), stored=False)
     held["soup"]["first"] = held["soup"]["second"]
     with pytest.raises(UserError, match="first"):
-        weights.check(recipe(SHARES, dtype), sampled(held["soup"]), False)
+        weights.check(recipe(SHARES, dtype), sampled(held["soup"]), stored=False)
 
 
 @pytest.mark.parametrize(("units", "passes"), [(1, True), (16, False)])
