@@ -65,6 +65,12 @@ GPU_THREADS = 8
 """Threads that keep a GPU busy at most."""
 LAUNCHER_TIMEOUT_S = 40.0
 """Seconds for a launcher to end its ranks; torch kills those that do not react after 30."""
+FAILED_RANK = re.compile(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)")
+"""Rank and signal in torch's table of failed ranks, of which two lines are
+
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 4242)
+"""
 OTHER_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which a launcher places a process in its group. A run may itself have been started by one."""
 
@@ -86,7 +92,7 @@ class AccelerateMerge(LocalMerge):
 
     @property
     def hashes_while_reading(self) -> bool:
-        return False
+        return False  # the files are read by ranks, each its share
 
     def fill(self, plan: MergePlan, stage: Path, progress: OptionalProgress) -> None:
         """As `LocalMerge.fill`; with several ranks, progress is reported once, at the end.
@@ -193,7 +199,7 @@ def cause(text: str) -> str:
     A signal that ended a rank comes first: errors of other ranks follow from it. Not SIGTERM, by which the launcher
     ends the others.
     """
-    for rank, code in re.findall(r"rank +: (\d+) \(.*\n +exitcode +: -(\d+)", text):
+    for rank, code in FAILED_RANK.findall(text):
         number = int(code)
         if number == signal.SIGTERM:
             continue
@@ -204,6 +210,7 @@ def cause(text: str) -> str:
     error = re.search(f"^{ERROR_PREFIX}(.*)$", text, re.MULTILINE)
     if error:
         return error[1]
+    # `rank 0 on cuda:0`, with which each rank starts, says nothing about the end.
     lines = [line for line in stripped_lines(text) if not line.startswith(RANK_PREFIX)]
     last_line = "".join(lines[-1:])
     return f"merge=accelerate: the ranks ended: {last_line[:300] or 'no reason given'}; nothing was written"
@@ -228,7 +235,7 @@ class Rank:
         from accelerate import PartialState
 
         # By gloo (`cpu`) even if there are GPUs: no weights travel between ranks.
-        with together():
+        with waiting_for_ranks():
             state = PartialState(cpu=True, timeout=timedelta(seconds=timeout))
         # --num_machines that do not divide the number start fewer.
         if requested not in (None, state.num_processes):
@@ -249,7 +256,7 @@ class Rank:
         """Rank 0's `text`, for all ranks; the texts of the others do not count."""
         from accelerate.utils import broadcast_object_list
 
-        with together():
+        with waiting_for_ranks():
             texts: list[str] = broadcast_object_list([text])
         return texts[0]
 
@@ -278,13 +285,13 @@ class Rank:
         if self.count > 1:
             from accelerate import PartialState
 
-            with together():
+            with waiting_for_ranks():
                 PartialState().wait_for_everyone()
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Raises UserError for torch's errors of ranks that wait for each other."""
+def waiting_for_ranks() -> Iterator[None]:
+    """Around a call that waits for other ranks: torch's errors become UserError."""
     try:
         yield
     except RuntimeError as error:
@@ -337,7 +344,7 @@ def blend(
         total.add_(value if base is None else value - base, alpha=float(np.float32(weight)))
     if base is not None:
         total.add_(base)
-    return _rounded(total, dtype)
+    return _torch_rounded(total, dtype)
 
 
 def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -347,7 +354,7 @@ def _wide(row: torch.Tensor, dtype: str) -> torch.Tensor:
     return row.view(torch_dtype(dtype)).to(torch.float32)
 
 
-def _rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _torch_rounded(total: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(bytes, whether all is finite []) of fp32 sums rounded once to `dtype`; every NaN becomes the quiet one."""
     import torch
 
@@ -378,9 +385,10 @@ def device_agrees(device: torch.device) -> bool:
     return True
 
 
-# of all ingredients in a block: at most 32 MiB pinned, and as much on the device
 DEVICE_BLOCK_ELEMENTS = 1 << 23
-LARGEST_BLOCK_ELEMENTS = 1 << 22  # elements of one block
+"""Elements of all ingredients in a block: a thread pins at most 32 MiB for them, and as much on the device."""
+LARGEST_BLOCK_ELEMENTS = 1 << 22
+"""Elements of the soup in a block."""
 
 
 class CudaMixer(BlockMixer):
@@ -393,7 +401,7 @@ class CudaMixer(BlockMixer):
 
     def blocks(self, chunk: Chunk) -> Iterator[Chunk]:
         """Larger blocks than on the CPU: each copy to the device has a fixed cost."""
-        return blocks(chunk, LARGEST_BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS)
+        return blocks(chunk, most=LARGEST_BLOCK_ELEMENTS, most_read=DEVICE_BLOCK_ELEMENTS)
 
     def mix(self, block: Chunk, read: ReadTiles, in_order: bool) -> tuple[Sequence[Raw], Raw]:
         """As `BlockMixer.mix`; rows are always in the order of the tensor. Copies are left to the CPU."""

@@ -20,7 +20,7 @@ from souping.checkpoints.views import Raw, widen
 from souping.core.open_files import write_at
 from souping.core.text import shown
 from souping.core.types import Json, Recipe, UserError
-from souping.merge import OptionalProgress
+from souping.merge import Nonfinite, OptionalProgress
 from souping.merge.alignment import Alignment, lone_recipe
 from souping.merge.changes import PARAMETERS, Change, Changes, Update
 from souping.merge.factors import AdapterShare, AdapterShares, TensorReader, join
@@ -73,9 +73,10 @@ def write_weights(
 def _stored(
     changes: Changes, reader: TensorReader, base: str, dtype: str, rank: int
 ) -> Iterator[StoredGroup]:
+    """All tensors of a kept adapter: pairs of factors, then tensors without factors, then the biases of zero."""
     shares = factor_shares(changes)
     for module in sorted(shares):
-        # In one module, the adapters' factors differ only in rank: the first adapter's give the other sizes.
+        # In one module, the adapters' factors differ only in rank: the first ones give the other sizes.
         _, pair, _ = shares[module][0]
         a, b = pair.keys
         size = rank * (pair.experts or 1)
@@ -97,6 +98,7 @@ def _stored(
 
 
 def _factors(shares: Sequence[AdapterShare], reader: TensorReader, dtype: str, rank: int) -> Values:
+    """The soup's A and B of one module, rounded to `dtype`."""
     a, b = join(reader, shares, rank)
     if b.ndim == 3:
         # PEFT has the experts last.
@@ -124,11 +126,13 @@ def _key(change: Change, shares: AdapterShares) -> str:
     """The key in a file of what a kept adapter stores for a parameter without factors."""
     name = change.site.parameter
     module = change.site.module
+    # The only one: soups with several kinds in one parameter are full models (`adapters._not_kept`).
     kind = change.kinds[0]
     if kind == "lora_bias":
         name = f"{module}.{LORA_BIAS}"
     if kind == "trainable_token_indices":
         name = module + TOKENS
+    # With factors, PEFT wraps the module, and the bias is in the one that it wraps.
     if kind == "bias" and module in shares:
         name = f"{module}.base_layer.bias"
     return PEFT_PREFIX + name
@@ -205,7 +209,7 @@ def adapter_config_text(
 
 
 def base_plan(
-    recipe: Recipe, name: str, base: Checkpoint, shard_bytes: int, nonfinite: str
+    recipe: Recipe, name: str, base: Checkpoint, shard_bytes: int, nonfinite: Nonfinite
 ) -> MergePlan:
     """The plan of a full model: the tensors of the base, called `name`, in the recipe's dtype, with the recipe itself.
 
@@ -240,7 +244,7 @@ def write_model(
     else:
         fill_shards(plan, stage, lambda count, _: progress(count, plan.nbytes), work=copied)
     done = sum(tensor.nbytes for tensor in others)
-    headers = [len(plan.header(shard)) for shard in range(len(plan.shards))]
+    data_starts = [len(plan.header(shard)) for shard in range(len(plan.shards))]
     # {tensor: bytes of it that are written}
     written = Counter[str]()
     for change in changes.values():
@@ -250,7 +254,7 @@ def write_model(
             tensor = planned[stored.name]
             out = narrow(block.reshape(-1), tensor.dtype)
             reader.check_soup(widen(out, tensor.dtype), tensor.name)
-            start = headers[tensor.shard] + tensor.offset + written[tensor.name]
+            start = data_starts[tensor.shard] + tensor.offset + written[tensor.name]
             with (stage / plan.shards[tensor.shard]).open("r+b", buffering=0) as file:
                 write_at(file.fileno(), out.data, start)
             written[tensor.name] += len(out)
@@ -259,14 +263,15 @@ def write_model(
                 progress(done, plan.nbytes)
 
 
-def refuse_shared(sites: Iterable[Site], mixed: str = "") -> None:
+def refuse_shared(sites: Iterable[Site], why_full: str = "") -> None:
     """Refuse changes that a full model cannot hold: of one of two tied weights, or of a bias that the base lacks.
 
-    `mixed` says why the soup cannot stay an adapter, if it cannot.
+    `why_full` says why the soup cannot stay an adapter, if it cannot.
     """
     advice = "keep the soup an adapter, merge.adapters=keep"
-    if mixed:
-        advice = f"no full model holds that, and soups of this pool have to be full models: {mixed}"
+    if why_full:
+        what = "no full model holds that, and soups of this pool have to be full models"
+        advice = f"{what}: {why_full}"
     for site in sites:
         if site.shared:
             raise UserError(

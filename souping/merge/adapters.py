@@ -100,13 +100,13 @@ class AdapterPool(CandidatePool):
         self.sites = sites(self.base, self.adapters)
         # What all adapters together change.
         self._all_changes = self.changes(dict.fromkeys(self.adapters, 1.0))
-        mixed = _not_kept(self._all_changes)
-        self._merged = merge.adapters == "merge" or bool(mixed)
-        # A full model cannot hold what adapters make of a tied weight.
+        why_full = _not_kept(self._all_changes)
+        self._merged = merge.adapters == "merge" or bool(why_full)
         if self._merged:
+            # Not with merge.adapters=merge, for which `check_adapter_settings` has refused a rank.
             if merge.rank is not None:
-                raise UserError(f"{mixed}: leave merge.rank out, which is for adapters")
-            adapter_files.refuse_shared(self.sites.values(), mixed)
+                raise UserError(f"{why_full}: leave merge.rank out, which is for adapters")
+            adapter_files.refuse_shared(self.sites.values(), why_full)
         self.base_fingerprint = fingerprint_of(self.base, cache)
         self._fingerprints = dict[str, str]()
         for name, adapter in self.adapters.items():
@@ -115,16 +115,16 @@ class AdapterPool(CandidatePool):
         self._folders = dict(folders)
         self._similarities = dict[Names, PoolSimilarity | None]()
         self.base_name = base_name(folders)
-        self._warnings = self._notes(mixed)
+        self._warnings = self._notes(why_full)
         # {name: checkpoint} of the adapters and the base.
         self._opened = {name: adapter.checkpoint for name, adapter in self.adapters.items()}
         self._opened[self.base_name] = self.base
 
-    def _notes(self, mixed: str) -> list[str]:
-        """Warnings for the user of the pool; `mixed` says why no soup can stay an adapter, empty if it can."""
+    def _notes(self, why_full: str) -> list[str]:
+        """Warnings for the user of the pool; `why_full` says why soups cannot stay adapters, empty if they can."""
         notes = self._compare_tokenizers()
-        if mixed and self._merge.adapters == "keep":
-            notes.append(f"{mixed}: soups are full models, as with merge.adapters=merge")
+        if why_full and self._merge.adapters == "keep":
+            notes.append(f"{why_full}: soups are full models, as with merge.adapters=merge")
         # Settings that do not say in which order the experts' factors are.
         unsaid = []
         for name, adapter in self.adapters.items():
@@ -402,7 +402,8 @@ class AdapterPool(CandidatePool):
 def _not_kept(changes: Changes) -> str:
     """Why a soup of all adapters cannot stay an adapter; empty if it can."""
     biased = any("lora_bias" in change.kinds for change in changes.values())
-    # Factors have the names of wraps around a module, which count the parameters in it that are targeted.
+    # PEFT names the factors of a module's parameters `experts`, `experts.base_layer`, .. (see `parameters`). In the
+    # soup, such a name has to be of one parameter, and a parameter has to have one name.
     seen = set[str]()
     for change in changes.values():
         what = shown(change.site.parameter)

@@ -21,6 +21,7 @@ from souping.checkpoints.header import BITS, FLOATS, TORCH_NAMES, widest
 from souping.core.fields import check_weights
 from souping.core.text import listed
 from souping.core.types import TOLERANCE, Recipe, UserError, Weights
+from souping.merge import Nonfinite
 from souping.merge.methods import check_method, get_method
 from souping.merge.plan import (
     Ingredient,
@@ -61,7 +62,7 @@ class Alignment:
         recipe: Recipe,
         *,
         shard_bytes: int = DEFAULT_SHARD,
-        nonfinite: str = "error",
+        nonfinite: Nonfinite = "error",
         tokenizer_from: str | None = None,
     ) -> MergePlan:
         """The plan of a recipe of these checkpoints.
@@ -161,6 +162,7 @@ def row_bands(slot: AlignedTensor) -> tuple[Band, ...]:
     soup_rows = slot.shape[0] if slot.shape else 1
     model_rows = [part.shape[0] if part.shape else 1 for part in slot.parts]
     edges = [soup_rows]
+    # With `vocab=intersect`, the soup has fewer rows than some models.
     if slot.uneven:
         edges = sorted({soup_rows, *(min(rows, soup_rows) for rows in model_rows)})
     bands = list[Band]()
@@ -182,7 +184,7 @@ class Layout:
     def of(cls, pool: Checkpoints, vocab: str) -> Layout:
         """Align checkpoints. Raises UserError as `align`."""
         aligned = align(pool, vocab)
-        # The numbers of files by name; tensors that are assembled from pieces have none.
+        # The numbers of files by name; tensors that are assembled from pieces have the file "".
         files = list[dict[str, int]]()
         for checkpoint in pool.values():
             numbers = {name: number for number, name in enumerate(checkpoint.files)}
@@ -199,7 +201,8 @@ class Layout:
     def tokenizer_index(self, tokenizer_from: str | None) -> int:
         """The number of the ingredient whose config and tokenizer the soup gets: the first with the soup's rows.
 
-        `tokenizer_from` names another one (UserError: it is not there, or has other rows, and some has the soup's).
+        `tokenizer_from` names another one (UserError: it is no ingredient, or has other rows than the soup although
+        some ingredient has the soup's).
         """
         names = list(self.pool)
         uneven = self.uneven
@@ -259,7 +262,7 @@ class WeightedLayout:
         self._weights.append(_effective(recipe))
         self._mix = cache(self._mix_of)
 
-    def plan(self, limit: int, nonfinite: str, tokenizer_from: str | None) -> MergePlan:
+    def plan(self, limit: int, nonfinite: Nonfinite, tokenizer_from: str | None) -> MergePlan:
         """The plan with shards of at most `limit` bytes."""
         unplaced = [self._tensor(tensor) for tensor in self.layout.tensors.values()]
         tensors, shards = place_tensors(unplaced, limit)
@@ -285,7 +288,7 @@ class WeightedLayout:
         If a model lacks the rows, the other weights are scaled to the same sum.
         """
         all_weights = self._weights[number]
-        # A base model has a dtype but no weight.
+        # A base model, the last in `stored`, has a dtype but no weight.
         used = [tag for tag, weight in zip(stored, all_weights, strict=False) if weight != 0]
         dtype = TORCH_NAMES.get(self.recipe.dtype) or widest(used)
         # The base model comes after the ingredients.
@@ -294,8 +297,9 @@ class WeightedLayout:
 
         # Rows that no weighted model has: as the base, or the first that has them, stores them.
         if not weights:
-            weights = {base if base is not None else min(have): 1.0}
-            base = None
+            owner = min(have) if base is None else base
+            weights = {owner: 1.0}
+            base = None  # its rows are copied: there are no differences to it
         elif len(weights) < sum(weight != 0 for weight in all_weights):
             scale = sum(all_weights) / _total(weights.values())
             weights = {i: weight * scale for i, weight in weights.items()}
@@ -436,6 +440,7 @@ def check_tensor_weights(
             raise UserError("merge.tensor_weights has an empty pattern: name tensors")
         for layers in re.findall(RANGE, pattern):
             low, high = layers.split("-")
+            # `matcher` lists all numbers of a range.
             if not int(low) <= int(high) < 10_000:
                 raise UserError(
                     f"merge.tensor_weights.{pattern}: the range {low}-{high} must be ascending and below 10000"

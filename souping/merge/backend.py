@@ -86,15 +86,15 @@ class MergeBackend(Component, ABC):
 
     def open_checkpoint(self, path: Path, home: Path | None) -> Checkpoint:
         """A checkpoint by these settings; a sharded one has the config and tokenizer of `home`."""
-        like = Like(home, rules_of(self.name_rules), self.format == "same")
+        like = Like(home, rules_of(self.name_rules), stored=self.format == "same")
         return Checkpoint.open(path, self.allow_pickle, like)
 
     def align(self, checkpoints: Checkpoints) -> Alignment:
         """The candidates and the base model, if there is one, side by side."""
-        # A sharded base model takes its config and tokenizer from the folder that sharded candidates take theirs from.
-        homes = (checkpoint.like for checkpoint in checkpoints.values())
         base = None
         if self.base_model:
+            # A sharded base model gets its config and tokenizer from where sharded candidates have theirs.
+            homes = (checkpoint.like for checkpoint in checkpoints.values())
             home = next(filter(None, homes), None)
             base = self.open_checkpoint(Path(self.base_model), home)
         return Alignment(checkpoints, base)

@@ -86,7 +86,10 @@ def changes_of(
 
 
 class Update:
-    """The soup's values of one parameter. `base` is the name of the base, `dtype` that of a kept adapter's tensors."""
+    """The soup's values of one parameter. `base` is the name of the base in the `reader`.
+
+    If the soup stays an adapter, its tensors are rounded to `dtype`, and its rank is at most `limit`.
+    """
 
     def __init__(
         self,
@@ -126,6 +129,7 @@ class Update:
             yield from zip(pieces, block.reshape(len(pieces), *pieces[0].shape), strict=True)
 
     def base_rows(self, start: int, count: int) -> Float32:
+        """`count` rows of the parameter in the base from row `start` on; zeros if the base has none."""
         site = self._change.site
         shape = (count, *site.tensor.shape[1:])
         if site.absent:
@@ -144,17 +148,18 @@ class Update:
                 total = self._product.total(base, start)
             for weight, dora in self._doras:
                 total += weight * (dora.rows(base, start) - base)
-            total += self._of_trained(base, start)
+            total += self._rounded_trained(base, start)
             return total.astype(np.float32)
 
-    def _of_trained(self, base: Float32, start: int) -> FloatArray:
-        """sum_i w_i d_i of the tensors without factors, rounded as `stored` rounds."""
-        own = self._trained(base, start)
+    def _rounded_trained(self, base: Float32, start: int) -> FloatArray:
+        """`_exact_trained`, rounded as a kept adapter in `dtype` stores it: as T, or if it is added to W as T - W."""
+        exact = self._exact_trained(base, start)
         if self._dtype == FULL or not self._change.trained:
-            return own
+            return exact
+        # A kept adapter changes a parameter in one way.
         adds = self._change.trained[0][1].adds
-        stored = rounded(own if adds else own + base, self._dtype)
-        change = stored.astype(np.float64) - (0 if adds else base)
+        origin = 0 if adds else base
+        change = rounded(exact + origin, self._dtype).astype(np.float64) - origin
         rows = self._change.rows
         if rows:
             # The other rows are the base's, unrounded.
@@ -162,7 +167,8 @@ class Update:
             change[others - start] = 0
         return change
 
-    def _trained(self, base: Float32, start: int) -> FloatArray:
+    def _exact_trained(self, base: Float32, start: int) -> FloatArray:
+        """sum_i w_i d_i of the tensors without factors, in fp64."""
         total = np.zeros(base.shape)
         for name, part, weight in self._change.trained:
             if part.rows is None:
@@ -188,7 +194,7 @@ class Update:
         """What a kept adapter stores for tensors without factors, in blocks: the soup's values, or what is added."""
         if self._change.trained[0][1].adds:
             nothing = np.zeros(self.stored_shape, np.float32)
-            yield self._trained(nothing, 0).astype(np.float32)
+            yield self._exact_trained(nothing, 0).astype(np.float32)
         elif self._change.rows:
             for row in self._change.rows:
                 yield self.added(self.base_rows(row, 1), row)
@@ -221,6 +227,7 @@ class _Dora:
                 self._squares += np.square(rows).sum(axis=0)
 
     def rows(self, base: Float32, start: int) -> FloatArray:
+        """Rows of that weight from row `start` on; `base` [n, ...] are the base's."""
         total = self._product.total(base, start)
         if self._squares is not None:
             total *= self._magnitude / np.sqrt(self._squares)

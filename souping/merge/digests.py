@@ -34,7 +34,10 @@ HASHING_THREADS = 2
 
 
 class StandIns(ChainMap[str, str]):
-    """Known digests, with stand-ins for files that are not hashed yet; `pending`: whether a stand-in was given out."""
+    """Known digests, with stand-ins for files that are not hashed yet; `pending`: whether a stand-in was given out.
+
+    It seems to hold every digest, so that `fingerprint_of` reads no file.
+    """
 
     pending = False
 

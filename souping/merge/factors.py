@@ -28,6 +28,7 @@ from souping.checkpoints.lora import FactorPair
 from souping.checkpoints.views import Float32, widen
 from souping.core.text import shown
 from souping.core.types import FloatArray, UserError
+from souping.merge import Nonfinite
 from souping.merge.rounding import narrow
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ AdapterShares = Mapping[str, Sequence[AdapterShare]]
 class TensorReader:
     """fp32 values of open checkpoints' tensors. NaN and infinity are refused, or reported once (`nonfinite=warn`)."""
 
-    def __init__(self, checkpoints: Checkpoints, nonfinite: str = "warn") -> None:
+    def __init__(self, checkpoints: Checkpoints, nonfinite: Nonfinite = "warn") -> None:
         self._checkpoints = checkpoints
         self._nonfinite = nonfinite
         self._reported: set[str] = set()

@@ -29,7 +29,7 @@ from souping.core.protocols import WeightChunk, WeightStream
 from souping.core.system import cores
 from souping.core.text import first_line, listed
 from souping.core.types import FloatArray, Recipe, UserError
-from souping.merge import LoadableModel
+from souping.merge import LoadableModel, Nonfinite
 from souping.merge.alignment import Alignment
 from souping.merge.methods import torch_dtype
 from souping.merge.mixing import (
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 SMALL_SOUP_BYTES = 1 << 22  # bytes of a soup below which a second thread costs more than it brings
 LOAD_THREADS = min(cores(), 4)  # an eighth of a load holds the GIL
 ReadRow = Callable[[int, int], Raw]
-"""row(byte offset in its file, number of bytes): fewer if the file ends early"""
+"""read(byte offset in its file, number of bytes) -> row: fewer bytes if the file ends early"""
 
 
 class SoupMixer:
@@ -70,35 +70,35 @@ class SoupMixer:
         """Calls that mix a tensor, block by block, into its bytes `flat`, which are of `dtype`."""
         size = size_of(dtype)
         for chunk in tensor_chunks(plan, tensor):
-            rows = list[ReadRow]()
+            readers = list[ReadRow]()
             for source in chunk.sources:
                 checkpoint = plan.ingredients[source.ingredient].checkpoint
-                rows.append(self._files.row(checkpoint, source.file))
-            weighted = final_weights(plan, chunk, partial(self._gram, plan, rows))
+                readers.append(self._files.reader(checkpoint, source.file))
+            weighted = final_weights(plan, chunk, partial(self._gram, plan, readers))
             for block in blocks(weighted):
                 first = (block.offset - tensor.offset) // size_of(tensor.dtype)
                 into = flat[first * size : (first + block.count) * size]
-                yield partial(self._mix, plan, block, rows, into, dtype)
+                yield partial(self._mix, plan, block, readers, into, dtype)
 
     def _gram(
-        self, plan: MergePlan, rows: Sequence[ReadRow], chunk: Chunk, base: bool
+        self, plan: MergePlan, readers: Sequence[ReadRow], chunk: Chunk, base: bool
     ) -> FloatArray:
         """`chunk_gram` of a chunk that is a whole band; with `base`, the first source is the base. It is kept.
 
-        All recipes of a pool have one method, so `base` is no part of the key. `rows` has a reader for each source.
+        All recipes of a pool have one method, so `base` is no part of the key. There is a reader for each source.
         """
         places = [(plan.ingredients[s.ingredient].name, s.file, s.offset) for s in chunk.sources]
         key = (*places, chunk.count)
         if key not in self._grams:
-            self._grams[key] = chunk_gram(chunk, base, partial(_read, rows))
+            self._grams[key] = chunk_gram(chunk, base, partial(_read, readers))
         return self._grams[key]
 
     def _mix(
-        self, plan: MergePlan, chunk: Chunk, rows: Sequence[ReadRow], into: Raw, dtype: str
+        self, plan: MergePlan, chunk: Chunk, readers: Sequence[ReadRow], into: Raw, dtype: str
     ) -> None:
         """Mix a block into the bytes `into` of `dtype`."""
-        sources = [_row(rows, chunk, number) for number in range(len(rows))]
-        soup = mixed(plan, chunk, sources, into, dtype, self._warned)
+        rows = [_row(readers, chunk, number) for number in range(len(readers))]
+        soup = mixed(plan, chunk, rows, into, dtype, self._warned)
         # The soup of a copy is the source's row, and not in `into`.
         if soup is not into:
             into[:] = soup
@@ -135,7 +135,7 @@ class LiveModule(LoadableModel):
     """Open ingredients and a live module: `load_soup` makes the module that recipe's soup, again and again."""
 
     def __init__(
-        self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: str = "error"
+        self, alignment: Alignment, module: torch.nn.Module, *, nonfinite: Nonfinite = "error"
     ) -> None:
         self._alignment = alignment
         self._module = module
@@ -196,43 +196,43 @@ class LiveModule(LoadableModel):
         return torch.from_numpy(flat).view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
-def _row(rows: Sequence[ReadRow], chunk: Chunk, number: int) -> Raw:
-    """The bytes of a chunk's source `number`; `rows` have a reader for each source."""
+def _row(readers: Sequence[ReadRow], chunk: Chunk, number: int) -> Raw:
+    """The bytes of a chunk's source `number`; there is a reader for each source."""
     source = chunk.sources[number]
-    return rows[number](source.offset, chunk.count * size_of(source.dtype))
+    return readers[number](source.offset, chunk.count * size_of(source.dtype))
 
 
-def _read(rows: Sequence[ReadRow], chunk: Chunk, number: int, into: Raw) -> None:
-    into[:] = _row(rows, chunk, number)
+def _read(readers: Sequence[ReadRow], chunk: Chunk, number: int, into: Raw) -> None:
+    into[:] = _row(readers, chunk, number)
 
 
 class WeightFiles:
     """Weight files: mapped into memory, or read if they are in a bucket or tensors are assembled from pieces."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[Path, int], ReadRow] = {}
-        self._readers: dict[Path, WeightReader] = {}
+        self._readers: dict[tuple[Path, int], ReadRow] = {}
+        self._assembling: dict[Path, WeightReader] = {}
 
-    def row(self, checkpoint: Checkpoint, number: int) -> ReadRow:
+    def reader(self, checkpoint: Checkpoint, number: int) -> ReadRow:
         """The reader of file `number` of a checkpoint, which stays open."""
         key = checkpoint.source, number
-        if key not in self._rows:
-            self._rows[key] = self._opened(checkpoint, number)
-        return self._rows[key]
+        if key not in self._readers:
+            self._readers[key] = self._opened(checkpoint, number)
+        return self._readers[key]
 
     def _opened(self, checkpoint: Checkpoint, number: int) -> ReadRow:
         """A reader of file `number`: by a memory map, or if it is assembled or in a bucket by `WeightReader`."""
         path = checkpoint.folder / checkpoint.files[number]
-        raise_file_limit(len(self._rows) + len(checkpoint.files))
+        raise_file_limit(len(self._readers) + len(checkpoint.files))
         if checkpoint.assembly is None and pointer_in(path) is None:
             with path.open("rb") as handle:
                 mapped = np.frombuffer(
                     mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8
                 )
             return lambda offset, nbytes: mapped[offset : offset + nbytes]
-        if checkpoint.source not in self._readers:
-            self._readers[checkpoint.source] = WeightReader(checkpoint)
-        return partial(self._assembled, self._readers[checkpoint.source], number)
+        if checkpoint.source not in self._assembling:
+            self._assembling[checkpoint.source] = WeightReader(checkpoint)
+        return partial(self._assembled, self._assembling[checkpoint.source], number)
 
     def _assembled(self, reader: WeightReader, number: int, offset: int, nbytes: int) -> Raw:
         """Bytes from `offset` on of file `number` of a reader (UserError: it ends early)."""
@@ -274,7 +274,7 @@ class ModuleTargets:
                 continue
             if tuple(place.shape) != tensor.shape:
                 return None
-            # Empty tensors have no storage, and so all the same address.
+            # Tied parameters have one address. Empty tensors have no storage, and so all the same one.
             if place.data_ptr() not in taken or not tensor.nbytes:
                 taken.add(place.data_ptr())
                 tag = TAGS.get(str(place.dtype).removeprefix("torch."), "")

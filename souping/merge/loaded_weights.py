@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from souping.checkpoints.header import TORCH_DTYPES, TORCH_NAMES
+from souping.checkpoints.header import TORCH_NAMES
 from souping.checkpoints.views import Float32
 from souping.core.protocols import WeightSamples
 from souping.core.text import listed
@@ -33,9 +33,14 @@ log = logging.getLogger("souping.run")
 """Its lines are in run.log."""
 SAMPLED_VALUES = 256
 """Values of a tensor, at most: of a change to one element in twenty, they miss one in 500,000."""
-SIGNIFICANT_BITS = {"F32": 24, "BF16": 8, "F16": 11}
+SIGNIFICANT_BITS = {"float32": 24, "bfloat16": 8, "float16": 11}
+ROUNDINGS = 4
+"""Roundings, each by at most half a unit in the last place, between what an engine holds of a soup and the average of
+what it held of the candidates. Three are to the coarsest dtype: of the candidates, the engine's soup and this average.
+One more stands for all finer ones, of the fp32 sums and to a second dtype."""
 LEAST_FLOAT16 = 2.0**-24
-"""The smallest fp16 number: errors of numbers near zero are not relative."""
+"""The smallest fp16 number: a rounding near zero is not relative. It is allowed in all dtypes, as the soup or the
+engine may have fp16; in fp32, it covers the sums of many candidates, whose values are mostly below 1."""
 DIFFERING = 0.25
 """Share of a tensor's values in the files that differ, from which on the engine's tensors have to differ too."""
 ADAPTER_SETTINGS = {"adapters", "base"}
@@ -89,7 +94,7 @@ class LoadedWeights:
     """
 
     def __init__(self, stored: StoredValues = lambda candidate, update: {}) -> None:
-        self._stored = lru_cache(maxsize=None)(stored)
+        self._in_files = lru_cache(maxsize=None)(stored)
         # {tensors of an engine: {candidate: sampled values}}
         self._candidates: dict[object, dict[str, LoadedCandidate]] = {}
         self.not_checked = list[str]()
@@ -98,8 +103,8 @@ class LoadedWeights:
     def check(self, recipe: Recipe, samples: WeightSamples, stored: bool) -> None:
         """Compare what an engine holds with what its recipe says; keep the values of a candidate.
 
-        `stored` if the candidate's own folder was loaded. A soup is compared if it is a plain average of candidates
-        whose values are known.
+        `stored` if a candidate was loaded from its own folder, not as a written soup. A soup is compared if it is a
+        plain average of candidates whose values are known.
 
         Raises:
             UserError: the engine holds other values in some tensor, or those of another candidate.
@@ -120,7 +125,7 @@ class LoadedWeights:
         if unknown:
             self._not_checked(f"soups of {listed(unknown)}, which the engine has not loaded alone")
             return
-        in_files = self._stored(first, samples.adapters)
+        in_files = self._in_files(first, samples.adapters)
         if not in_files:
             self._not_checked("tensors that are equal in all models, as the files' are not known")
         _compare(recipe, samples, [known[name] for name in recipe.ingredients], in_files.keys())
@@ -128,17 +133,18 @@ class LoadedWeights:
     def _check_apart(
         self, recipe: Recipe, samples: WeightSamples, known: Mapping[str, LoadedCandidate]
     ) -> None:
-        """Refuse a candidate, or a multiple of one, of which the engine holds a tensor of a known candidate that is
-        another one in the files (UserError)."""
+        """Refuse an engine that was given a candidate, or a multiple of one, and holds in some tensor what it held of
+        a known candidate, although the two differ there in their files (UserError)."""
         (name,) = recipe.ingredients
         (weight,) = recipe.weights
-        in_files = self._stored(name, samples.adapters)
+        in_files = self._in_files(name, samples.adapters)
         places = _places(samples)
-        dtypes = {name: dtype for name, dtype, _ in samples.tensors}
+        dtypes = {tensor: dtype for tensor, dtype, _ in samples.tensors}
         faults = list[str]()
         for held, keys in _holders(in_files, list(places)).items():
             to_engine = partial(_cast, soup=recipe.dtype, engine=dtypes[held[0]])
             for other, candidate in known.items():
+                # The candidate itself has the values of the first time.
                 if (other, 1.0) == (name, weight):
                     continue
                 same_in_engine = all(
@@ -146,7 +152,7 @@ class LoadedWeights:
                     for tensor in held
                 )
                 # Values in the files of this model and of the other one.
-                others = self._stored(other, samples.adapters)
+                others = self._in_files(other, samples.adapters)
                 pairs = [(weight * in_files[key], others[key]) for key in keys if key in others]
                 if same_in_engine and _differ(pairs, to_engine):
                     faults.append(f"{listed(held)} (still that of {other})")
@@ -183,7 +189,7 @@ def _shorter(name: str) -> str:
 
 
 def _holders(stored: Collection[str], held: Iterable[str]) -> dict[Names, list[str]]:
-    """{tensors of the engine: the tensors of the files that they hold}.
+    """{tensors of the engine: the tensors of the files that they hold}, of the names `held` there and `stored` here.
 
     A tensor of the files is in the engine's tensor of the same name, whose first part may differ. If there is none, it
     was fused or stacked: `attn.q_proj.weight` into `attn.qkv_proj.weight`, which has the same parent module and last
@@ -220,7 +226,10 @@ def _parent(module: str) -> str:
 def _differ(
     pairs: Iterable[tuple[Float32, Float32]], to_engine: Callable[[Float32], Float32]
 ) -> bool:
-    """Whether two models' values of some tensors, each the same share of its tensor, differ in the engine's dtype."""
+    """Whether two models differ in the engine's dtype: in a share of at least DIFFERING of the values.
+
+    A pair has both models' values of one tensor. Every pair counts alike, and those of different shapes do not.
+    """
     shares = list[float]()
     for first, second in pairs:
         if first.shape == second.shape:
@@ -238,9 +247,9 @@ def is_average(recipe: Recipe) -> bool:
     return recipe.settings.keys() == ADAPTER_SETTINGS and abs(sum(recipe.weights) - 1) < 1e-6
 
 
-def _holds(dtype: str, stored: str) -> bool:
-    """Whether values of `stored` can be cast to `dtype` and back."""
-    return dtype in (stored, "float32") and stored in TORCH_NAMES
+def _holds(engine: str, stored: str) -> bool:
+    """Whether values of the dtype `stored` keep all their bits in the dtype `engine`."""
+    return engine in (stored, "float32") and stored in TORCH_NAMES
 
 
 def _compare(
@@ -254,7 +263,8 @@ def _compare(
     # The engine makes a tensor by itself if no file names it and it is the same in all models.
     same = np.all([candidate.values == samples.values for candidate in candidates], axis=0)
     if len(candidates) == 1 and recipe.weights != (1.0,):
-        # A multiple of a candidate only shows what is not loaded. An engine may load functions of the values.
+        # A multiple of a candidate is there to find values that stay as they were. Those that change pass: they may be
+        # functions of the stored values, and no multiples.
         equal |= ~same
     faults = list[str]()
     for name, place in _places(samples).items():
@@ -291,15 +301,13 @@ def _equal(
         starts = np.cumsum([0, *counts[:-1]])
         sizes = np.repeat(np.maximum.reduceat(sizes, starts), counts)
     equal = np.zeros(len(samples.values), bool)
-    dtypes = [TORCH_NAMES[dtype] for _, dtype, _ in samples.tensors]
+    dtypes = [dtype for _, dtype, _ in samples.tensors]
     for dtype in set(dtypes):
-        of_dtype = np.repeat([tag == dtype for tag in dtypes], counts)
-        soup_dtype = TORCH_NAMES.get(recipe.dtype, dtype)
-        soup = _cast(average, recipe.dtype, TORCH_DTYPES[dtype])
-        error = np.abs(samples.values - soup)
-        # Candidates, soup and the engine's copy were each rounded by half a unit in the last place.
-        bits = min(SIGNIFICANT_BITS[dtype], SIGNIFICANT_BITS[soup_dtype])
-        allowed = 0.0 if exact else 4 * sizes * 2.0**-bits + LEAST_FLOAT16
+        of_dtype = np.repeat([other == dtype for other in dtypes], counts)
+        error = np.abs(samples.values - _cast(average, recipe.dtype, dtype))
+        # Which tensor of a soup of several dtypes has which is not known here.
+        bits = min(SIGNIFICANT_BITS[name] for name in (dtype, *recipe.dtype.split("+")))
+        allowed = 0.0 if exact else ROUNDINGS * sizes * 2.0**-bits + LEAST_FLOAT16
         equal |= of_dtype & (error <= allowed)
     return equal
 
@@ -309,7 +317,7 @@ def _cast(values: Float32, soup: str, engine: str) -> Float32:
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(values))
-    # A soup of several dtypes has each tensor in the dtype of the ingredients.
+    # In a soup of several dtypes each tensor has its ingredients' dtype, which is not known here.
     for dtype in (soup if soup in TORCH_NAMES else engine, engine):
         tensor = tensor.to(torch_dtype(TORCH_NAMES[dtype])).float()
     rounded: Float32 = tensor.numpy()

@@ -127,6 +127,7 @@ class LocalMerge(MergeBackend):
 
     @property
     def hashes_while_reading(self) -> bool:
+        # A recipe needs the fingerprint of a base before its files are read, and `write_hashed` finishes no frame.
         return self.base_model is None and self.format == "hf"
 
     @property
@@ -471,8 +472,8 @@ def method_digest(name: str) -> str | None:
 
 def note_ends(ends: Mapping[str, TokenIds]) -> list[str]:
     """One note if the models end their answers at different tokens; `ends` are {model: tokens}."""
-    # Models without end tokens, `()`, do not count.
-    if len({*ends.values(), ()}) <= 2:
+    # Models without end tokens do not count.
+    if len(set(filter(None, ends.values()))) <= 1:
         return []
     models = list[str]()
     for name, tokens in ends.items():

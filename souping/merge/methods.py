@@ -189,6 +189,7 @@ def stock_weights(inner: FloatArray, weights: Weights) -> Weights:
     cosines = list[float]()
     for i in range(count):
         for j in range(i):
+            # A model that is equal to the base has length 0: its cosines count as 0.
             cosines.append(inner[i, j] / max(norms[i] * norms[j], 1e-12))
     cosine = float(np.mean(cosines))
     denominator = 1 + (count - 1) * cosine
@@ -289,7 +290,7 @@ def assembly(delta: bool, sources: Sequence[str], dtype: str, out_dtype: str) ->
     if delta:
         lines.append(f"  %moved = fadd float %x0, {total}")
         total = "%moved"
-    body = "\n".join([*lines, _rounded(total, "soup", dtype), _store(dtype, out_dtype)])
+    body = "\n".join([*lines, _llvm_rounded(total, "soup", dtype), _store(dtype, out_dtype)])
     arguments = ", ".join(f"ptr noalias %row{k}, float %w{k}" for k in range(len(sources)))
     return f"""declare float @llvm.fma.f32(float, float, float)
 define i32 @kernel({arguments}, i64 %count, ptr noalias %out) {{
@@ -331,7 +332,7 @@ def _from_bf16(bits: str, name: str) -> str:
     return f"  %{name}.up = shl i32 %{bits}, 16\n  %{name} = bitcast i32 %{name}.up to float"
 
 
-def _rounded(value: str, name: str, dtype: str) -> str:
+def _llvm_rounded(value: str, name: str, dtype: str) -> str:
     """LLVM assembly of `%name`: bits, in an i32, of fp32 `value` rounded to `dtype`, ties to even.
 
     Every NaN becomes the quiet one.
@@ -363,7 +364,7 @@ def _store(dtype: str, out_dtype: str) -> str:
     bits = "soup"
     size = 8 * size_of(out_dtype)  # in bits
     if out_dtype != dtype:
-        text = f"{_widen_bits(dtype)}\n{_rounded('%wide', 'cast', out_dtype)}\n"
+        text = f"{_widen_bits(dtype)}\n{_llvm_rounded('%wide', 'cast', out_dtype)}\n"
         bits = "cast"
     # An i32 is not truncated to i32; adding 0 gives it the name.
     narrowed = f"%low = add i32 %{bits}, 0"

@@ -28,14 +28,14 @@ from souping.merge.plan import MergePlan, PlannedTensor, Source
 from souping.merge.rounding import finite, write_as
 
 log = logging.getLogger(__name__)
-# elements of all ingredients that a thread holds at once: memory does not grow with their number
 THREAD_ELEMENTS = 1 << 21
+"""Elements of all ingredients that a thread holds at once: memory does not grow with their number."""
 ThreadTask = Callable[[], None]
 WARNING_LOCK = threading.Lock()
 # elements of a sum of inner products; a fixed step gives the same sums in every rank and load
 PRODUCT_ELEMENTS = 1 << 16
-# bytes of a line of the cache, at which rows begin, each one further: else they would share a set of it
 LINE = 64
+"""Bytes of a cache line."""
 LARGE = 4 << 20  # bytes from which numpy asks for large pages, in which copies are faster
 
 
@@ -134,35 +134,36 @@ def share_of_rank(work: Sequence[Chunk], rank: int, ranks: int) -> list[Chunk]:
     # Bytes of the chunks before.
     passed = 0
     for chunk in work:
-        size = size_of(chunk.dtype)
-        first = _cut(chunk, low - passed, size)
-        end = _cut(chunk, high - passed, size)
+        first = _cut(chunk, low - passed)
+        end = _cut(chunk, high - passed)
         if end > first:
             share.append(chunk.part(first, end - first))
         passed += chunk.nbytes
     return share
 
 
-def _cut(chunk: Chunk, nbytes: int, size: int) -> int:
-    """The element at which a chunk is cut so that about `nbytes` come before; an element has `size` bytes."""
+def _cut(chunk: Chunk, nbytes: int) -> int:
+    """The element at which a chunk is cut so that about `nbytes` come before. They may be below 0, or too many."""
     # All of it or nothing, whichever is nearer.
     if chunk.indivisible:
         return chunk.count if nbytes >= chunk.nbytes // 2 + 1 else 0
-    blocks_before = -(-max(nbytes, 0) // (size * BLOCK_ELEMENTS))
+    blocks_before = -(-max(nbytes, 0) // (size_of(chunk.dtype) * BLOCK_ELEMENTS))
     return min(chunk.count, blocks_before * BLOCK_ELEMENTS)
 
 
-def blocks(chunk: Chunk, most: int | None = None, rows: int = THREAD_ELEMENTS) -> Iterator[Chunk]:
-    """A chunk in blocks of at most `most` elements (default: BLOCK_ELEMENTS), or fewer.
+def blocks(
+    chunk: Chunk, *, most: int = BLOCK_ELEMENTS, most_read: int = THREAD_ELEMENTS
+) -> Iterator[Chunk]:
+    """A chunk in blocks of at most `most` elements, with at most `most_read` elements of all sources together.
 
-    All sources of a block have at most `rows` elements together. A chunk that is taken whole is one block.
+    A chunk that is taken whole is one block.
     """
     if chunk.whole:
         yield chunk
         return
-    # A multiple of 4096 elements of each source, and at least 4096.
-    row = rows // max(1, len(chunk.sources)) & ~0xFFF
-    size = max(1 << 12, min(most or BLOCK_ELEMENTS, row))
+    # Blocks of whole pages: a multiple of 4096 elements, and at least 4096.
+    row = most_read // max(1, len(chunk.sources)) & ~0xFFF
+    size = max(1 << 12, min(most, row))
     for start in range(0, chunk.count, size):
         yield chunk.part(start, min(size, chunk.count - start))
 
@@ -213,13 +214,14 @@ def name_at(plan: MergePlan, shard: int, offset: int) -> str:
 
 
 def complaint(plan: MergePlan, chunk: Chunk, what: str, source: Source | None) -> UserError:
-    """The error `what` for a chunk, with the tensor and, if a source is the cause, the ingredient's file."""
+    """The error `what` for a chunk, with the tensor and, if a source is the cause, where that is stored."""
     name = shown(name_at(plan, chunk.shard, chunk.offset))
     where = ""
     if source is not None:
         owner = plan.ingredients[source.ingredient]
         where = f" in {owner.folder}"
         checkpoint = owner.checkpoint
+        # Sharded or dequantised tensors are not in one file, and `owner.folder` may be FILE or FILE#KEY itself.
         if checkpoint.assembly is None and checkpoint.source == checkpoint.folder:
             where += f"/{checkpoint.files[source.file]}"
     return UserError(f"{what} in tensor {name}{where}")
@@ -339,7 +341,7 @@ class ThreadBuffers(threading.local):
 
     def rows(self, sizes: Sequence[int]) -> list[Raw]:
         """An array for each size in bytes, in memory that the next call uses again."""
-        # A line more than a row needs, so that rows do not begin at the same place of the cache.
+        # A line more than a row needs: rows of 2^n bytes would all begin in the same set of the cache.
         lines = [-(-size // LINE) + 1 for size in sizes]
         starts = [0, *itertools.accumulate(count * LINE for count in lines)]
         if starts[-1] > len(self._slab):

@@ -70,6 +70,7 @@ def _parts(adapter: Adapter, targets: Mapping[str, Targets], transposed: bool) -
     for module, pair in adapter.parts.items():
         parameters = targets[module]
         wanted |= parameters.keys()
+        # Factors of a whole module, which are of no targeted parameter, stay as they are.
         fitting = Parts() if parameters else {module: pair}
         for key, parameter in parameters.items():
             experts = parameter.experts or 1
@@ -116,11 +117,13 @@ def _parameter(base: Checkpoint, name: str) -> TargetedParameter | None:
             continue
         stem = first.name.removesuffix(ending)
         pieces = list[Tensor]()
+        # Experts are numbered from 0: there are as many as follow each other without a gap.
         for expert, part in product(range(len(base.tensors)), names):
             piece = base.tensors.get(f"{stem}{expert}.{part}.weight")
             if piece is None or (piece.shape, piece.dtype) != (first.shape, first.dtype):
                 break
             pieces.append(piece)
+        # A `rest` is an expert of which a tensor is missing.
         experts, rest = divmod(len(pieces), len(names))
         shape = (experts, len(names) * first.shape[0], *first.shape[1:])
         if not rest:

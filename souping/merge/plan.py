@@ -141,7 +141,7 @@ class MergePlan(SoupPlan):
     recipe: Recipe
     method: str
     dtype: str
-    nonfinite: str
+    nonfinite: Nonfinite
     tokenizer_from: int
     vocab_size: int | None
     max_shard_size: int
@@ -224,7 +224,7 @@ class MergePlan(SoupPlan):
             "name_rules": _first_resolved(checkpoint.rules for checkpoint in checkpoints),
             "format": "hf" if self.frame is None else "same",
             "max_shard_size": self.max_shard_size,
-            "nonfinite": "warn" if self.nonfinite == "warn" else "error",
+            "nonfinite": self.nonfinite,
         }
         # How the candidates' weights resemble each other.
         if similarity is not None:

@@ -1,4 +1,8 @@
-"""Rounding of a soup's fp32 numbers to the stored dtype, and fused multiply-add, which rounds once."""
+"""Rounding of a soup's fp32 numbers to the stored dtype, and fused multiply-add, which rounds once: both in numpy.
+
+Other code rounds most soups, to the same bits: the kernels that `methods._llvm_rounded` compiles for `linear` and
+`task_arithmetic`, and on a GPU `accelerate._torch_rounded`.
+"""
 
 from __future__ import annotations
 

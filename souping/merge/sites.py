@@ -48,8 +48,8 @@ class Site:
 
     def pieces_of(self, start: int, count: int) -> tuple[Tensor, ...]:
         """The pieces of `count` experts from expert `start` on."""
-        each = len(self.pieces) // self.tensor.shape[0]
-        return self.pieces[start * each : (start + count) * each]
+        per_expert = len(self.pieces) // self.tensor.shape[0]
+        return self.pieces[start * per_expert : (start + count) * per_expert]
 
 
 def find_base(
@@ -98,7 +98,7 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
         UserError: the base has no such parameter, a shape does not fit, the base's weight is quantised, or full weights
             saved with the factors are not the base's.
     """
-    # The shape of a square weight does not show whether it is stored [in, out]: the configs say so.
+    # The shape of a square weight does not show whether it is stored [in, out]: the configs do.
     flagged = any(adapter.settings.transposed for adapter in adapters.values())
     square_transposed = flagged or base.config.get("model_type") in CONV1D
     # {parameter: {adapter: its factors}}
@@ -112,6 +112,7 @@ def sites(base: Checkpoint, adapters: Mapping[str, Adapter]) -> dict[str, Site]:
     for name, adapter in adapters.items():
         for part in adapter.trained:
             site = _trained_site(base, name, part)
+            # Also a tensor without factors may show that the parameter is shared.
             known = by_parameter.setdefault(part.parameter, site)
             by_parameter[part.parameter] = replace(known, shared=known.shared or site.shared)
             _check_trained(name, part, site)
@@ -271,6 +272,7 @@ def _shared(base: Checkpoint, module: str, tensor: Tensor, embedding: bool) -> b
         return True
     twins = [t for t in base.tensors.values() if t.shape == tensor.shape and t.name != tensor.name]
     vocabulary = tensor.shape[0] == setting(base.config, "vocab_size")
+    # No other tensor has the shape of a head.
     if embedding and vocabulary and not twins:
         return True
     head = is_head(f"{module}.weight")

@@ -16,7 +16,7 @@ from souping.checkpoints.header import TORCH_NAMES, inside, json_object, parse_j
 from souping.checkpoints.quantised import plain_config
 from souping.core.folders import STAGING_MARK, write_files
 from souping.core.types import Recipe, UserError
-from souping.merge import CandidatePool, Extra
+from souping.merge import CandidatePool, Extra, Nonfinite
 from souping.merge.plan import MergePlan, check_ingredients
 
 CARD = "README.md"
@@ -96,9 +96,8 @@ def companion_files(plan: MergePlan) -> dict[str, bytes]:
     """
     source = plan.ingredients[plan.tokenizer_from]
     same = plan.frame is not None
-    recipe = recipe_text(
-        plan.recipe, source.name, plan.nonfinite, plan.max_shard_size, same
-    ).encode()
+    text = recipe_text(plan.recipe, source.name, plan.nonfinite, plan.max_shard_size, same=same)
+    recipe = text.encode()
     if same:
         return {RECIPE: recipe}
     index = plan.index()
@@ -145,8 +144,9 @@ def generation_config(
 def recipe_text(
     recipe: Recipe,
     tokenizer_source: str,
-    nonfinite: str,
+    nonfinite: Nonfinite,
     max_shard_size: int | None = None,
+    *,
     same: bool = False,
 ) -> str:
     """The recipe as JSON, with what else decides the bytes of the folder. `same` is merge.format=same."""

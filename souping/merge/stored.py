@@ -22,7 +22,7 @@ from souping.checkpoints.archives import Archive
 from souping.checkpoints.checkpoint import Checkpoint
 from souping.checkpoints.compatibility import align
 from souping.checkpoints.folder import MAX_SIDE, Like
-from souping.checkpoints.header import FLOATS, inside, small
+from souping.checkpoints.header import FLOATS, TORCH_NAMES, inside, small
 from souping.checkpoints.pickles import Made, pickled
 from souping.checkpoints.sharded import META, OPTIMISER, ZIP, Sharded, metadata
 from souping.checkpoints.trainers import TRAINERS, step_pattern
@@ -31,10 +31,13 @@ from souping.core.fields import load_json
 from souping.core.open_files import reserve
 from souping.core.text import shown
 from souping.core.types import Folders, Recipe, UserError
+from souping.merge import Nonfinite
 from souping.merge.alignment import Alignment
 from souping.merge.plan import MergePlan, PlanFile, PlannedTensor, SoupFiles, base_name
 
-LEFT = re.compile(r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)")
+DROPPED = re.compile(
+    r"(?:.*/)?(?:optim[^/]*|recipe\.json|README\.md)(?:/.*)?|.*\.(?:distcp|py|pyc)"
+)
 """Files that are not carried over."""
 COPY = 1 << 24
 """Bytes that are copied at once."""
@@ -132,7 +135,9 @@ def carried_files(folder: Path, weights: Iterable[str]) -> list[str]:
     """Files beside the `weights` that the soup has too, all relative to the folder."""
     known = set(weights)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return [n for n in names if n not in known and not LEFT.fullmatch(n) and Path(n).name != META]
+    return [
+        n for n in names if n not in known and not DROPPED.fullmatch(n) and Path(n).name != META
+    ]
 
 
 def newest(names: Folders, tokenizer_from: str | None) -> str:
@@ -152,7 +157,7 @@ def stored_plan(
     models: Alignment,
     *,
     shard_bytes: int,
-    nonfinite: str,
+    nonfinite: Nonfinite,
     tokenizer_from: str | None,
 ) -> MergePlan:
     """The plan of a recipe's soup in the layout of its newest ingredient.
@@ -175,11 +180,18 @@ def stored_plan(
     views = dict[str, Checkpoint]()
     for name, sharded in stored.items():
         view = Checkpoint.viewed(sharded, boxes, config={}, home=None)
+        # A saved plan names the folder that the opened checkpoint has its config from.
         views[name] = replace(view, like=checkpoints[name].like)
 
     alignment = Alignment(
         {name: views[name] for name in ingredients}, None if base is None else views[base]
     )
+    if recipe.dtype in TORCH_NAMES and recipe.dtype not in views[chosen].dtype.split("+"):
+        what = f"{chosen} is {views[chosen].dtype}, and the soup {recipe.dtype}"
+        raise UserError(
+            f"merge.format=same keeps dtypes, but {what}: leave merge.dtype out, or use merge.format=hf"
+        )
+    # Planned in all dtypes that are stored, so that each tensor keeps its own (or `_in_frame` refuses it).
     dtype = "+".join(sorted({view.dtype for view in views.values()}))
     plan = alignment.plan(
         replace(recipe, dtype=dtype),

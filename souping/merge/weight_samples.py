@@ -22,6 +22,7 @@ from souping.core.weight_similarity import ModelSimilarity, PoolSimilarity, Roun
 from souping.merge.rounding import narrow
 
 PIECES = 16
+"""Pieces of a tensor whose values are compared with an engine's."""
 PIECE = 16
 """Values of a piece."""
 BLOCK = 1024

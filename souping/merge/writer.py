@@ -101,6 +101,7 @@ class ShardFiles:
         """Open all files; past the page cache if they are larger than the memory."""
         self._plan = plan
         self._stack = ExitStack()
+        # Shards may be opened twice.
         raise_file_limit(
             sum(len(ingredient.files) for ingredient in plan.ingredients) + 2 * len(plan.shards)
         )

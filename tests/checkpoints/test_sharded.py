@@ -157,6 +157,17 @@ def test_torch_reads_a_soup_that_is_sharded_as_the_newest(
     assert all(pickled(chunks[0][name]) == pickled(chunks[1][name]) for name in chunks[0])
 
 
+def test_a_layout_that_is_kept_keeps_its_dtype(tmp_path: Path, pool: dict[str, Path]) -> None:
+    alike = dict.fromkeys("ab", pool["b"])
+    with pytest.raises(UserError, match=r"merge\.dtype"):
+        soup(alike, tmp_path / "other", format="same", dtype="float16")
+    written = [
+        soup(alike, tmp_path / f"{dtype}", format="same", dtype=dtype)
+        for dtype in ("bfloat16", None)
+    ]
+    assert len({(folder / "recipe.json").read_bytes() for folder in written}) == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_that_are_no_weights_are_those_of_the_newest_checkpoint(
     tmp_path: Path, pool: dict[str, Path]

@@ -109,6 +109,24 @@ def test_an_engine_that_rounds_the_candidates_still_shows_another_tensor() -> No
         weights.check(recipe(SHARES, "float32"), sampled(rounded["soup"]), stored=False)
 
 
+@pytest.mark.parametrize("engine", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_soup_of_several_dtypes_passes_in_an_engine_of_one(engine: torch.dtype) -> None:
+    """Its bf16 tensors were rounded when it was written, though the engine's dtype may have more bits."""
+    made = models()
+    for tensors in made.values():
+        tensors["norm"] = tensors["norm"].float()
+    soup = {**average(made), "norm": average(made, torch.float32)["norm"]}
+    held = dict[str, Tensors]()
+    for name, tensors in {**made, "soup": soup}.items():
+        held[name] = {key: tensor.to(engine) for key, tensor in tensors.items()}
+    dtype = "float32+bfloat16"
+    weights = known({name: held[name] for name in SHARES}, dtype)
+    weights.check(recipe(SHARES, dtype), sampled(held["soup"]), stored=False)
+    held["soup"]["first"] = held["soup"]["second"]
+    with pytest.raises(UserError, match="first"):
+        weights.check(recipe(SHARES, dtype), sampled(held["soup"]), stored=False)
+
+
 @pytest.mark.parametrize(("units", "passes"), [(1, True), (16, False)])
 def test_an_engine_that_rounds_may_be_off_by_a_few_units_in_the_last_place(
     units: int, passes: bool
