@@ -128,7 +128,7 @@ def _spread(null: FloatArray) -> NullSpread:
 
 
 def _varying(values: FloatArray) -> BoolArray:
-    """Columns of [M, C] in which not all are equal, [C]."""
+    """Whether the models' scores [M, C] differ in each category, [C]."""
     return np.asarray(np.ptp(values, axis=0) > MEAN_TIE)
 
 
@@ -141,8 +141,12 @@ def _too_flat(models: int, categories: Sequence[str], varying: BoolArray) -> str
 
 
 def _rho(correlation: Correlation, values: FloatArray, varying: BoolArray) -> FloatArray:
-    """Correlations [C, C] of values [M, C]; nan for a category that does not vary, in the run or in these values."""
+    """Correlations [C, C] of values [M, C].
+
+    They are nan for a category that is not `varying` [C], that these values lack, or in which these are all equal.
+    """
     usable = varying & np.isfinite(values).all(axis=0)
+    # `correlated` leaves out columns in which nothing differs.
     return correlated(correlation, np.where(usable, values, 0.0)).rho
 
 
@@ -186,9 +190,10 @@ def _mixed(
     draws: int,
     size: int | tuple[int, int],
 ) -> FloatArray:
-    """Mean |rho| over populations of soups that answer, group by group, as an ingredient drawn by weights [S, K], [D].
+    """Mean |rho| in each of D populations of soups, [D].
 
-    `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the
+    For each group of items, a soup answers as one ingredient does, which is drawn by the soup's `weights` [S, K].
+    `size` is the shape of the random numbers: G, if one per group serves all soups, or (S, G). The order of the
     ingredients is drawn anew each time, so that no two are always neighbours.
     """
     rng = np.random.default_rng([CONSISTENCY_SALT, 1])

@@ -152,7 +152,7 @@ def _chances(
 def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> WinShare:
     """The share of (soup, category) pairs [S, C] that are wins, its interval by draws, and the share by chance."""
     share = float(wins.mean())
-    margin = Z95 * float(drawn.mean(axis=(1, 2)).std(ddof=1))
+    margin = Z95 * float(drawn.mean(axis=(1, 2)).std(ddof=1))  # drawn [D, S, C]
     return WinShare(
         share=share,
         low=max(0.0, share - margin),
@@ -342,7 +342,7 @@ class ItemWins(Analysis):
         right = values * answers
         if np.abs(right - np.round(right)).max() >= SOLVED_ROUNDING:
             values = (values >= SOLVED_FROM).astype(float)
-        _, *names = models  # the soup is the first
+        _, *names = models  # without the soup, which is the first
         return Solved(names=tuple(names), soup=values[0], ingredients=values[1:])
 
     def _examples(self, run: RunScores, models: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
