@@ -153,7 +153,8 @@ def resolve(
     Raises:
         UserError: a name is not one of them, or no loss can be as large.
     """
-    # {name: its categories}; an extra benchmark and `tokens` have none.
+    # {name: its categories}; an extra benchmark and `tokens` have none. The run's own benchmark, whose name is empty,
+    # is not guarded as a whole.
     categories_of: dict[str, Sequence[str]] = {name: (name,) for name in categories}
     categories_of |= groups
     for name in (*filter(None, units), LENGTH_GUARD):

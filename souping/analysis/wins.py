@@ -355,8 +355,7 @@ class ItemWins(Analysis):
         solved = self._solved(run.search, models, run.answers)
         all_fail = solved.ingredients.max(axis=0) == 0
         all_solve = solved.ingredients.min(axis=0) == 1
-        one_fails = solved.ingredients.sum(axis=0) >= len(solved.names) - 1
-        one_fails &= ~all_solve & ~all_fail
+        one_fails = ~all_solve & (solved.ingredients.sum(axis=0) >= len(solved.names) - 1)
         kinds = {
             "solved, though every ingredient fails": (solved.soup == 1) & all_fail,
             "failed, though every ingredient solves it": (solved.soup == 0) & all_solve,

@@ -85,8 +85,7 @@ def looks_of(
     runs: list[Log] = []
     for model_logs in logs.values():
         runs.extend(log for log in model_logs if log.harness == "souping")
-    others = list(logs)[1:]
-    least_levels = dict.fromkeys(others, Level(least))
+    least_levels = dict.fromkeys(list(logs)[1:], Level(least))
     if not runs:
         return ComparisonLooks(levels=least_levels, note=_sentence(Level(least)))
     from souping.answers.counted_looks import CountedLooks
@@ -98,20 +97,30 @@ def looks_of(
         if results is None:
             note = "Looks are not counted: the store of these runs is not here (--store FILE)."
             return ComparisonLooks(levels=least_levels, note=note)
-        counted_looks = CountedLooks(results)
-        reported = _reported(counted_looks, claim, least)
-        compared = {model: logs[model] for model in logs if model not in reported}
-        # Only the baseline is left: reports show all the differences, and nothing new is looked at.
-        if len(compared) == 1:
-            looks = ComparisonLooks(levels=reported, note="", joint=False)
-            return replace(looks, note=_sentence(looks.strictest))
-        level = _count(counted_looks, claim, _digest_of(compared, claim, settings), compared, least)
+        return _counted(CountedLooks(results), claim, logs, settings, least)
+
+
+def _counted(
+    counted_looks: CountedLooks,
+    claim: ComparisonClaim,
+    logs: Mapping[str, Sequence[Log]],
+    settings: Sequence[Json],
+    least: int,
+) -> ComparisonLooks:
+    """What `looks_of` returns, by the looks that the store counts; a difference that no report shows is a look now."""
+    reported = _reported(counted_looks, claim, least)
+    compared = {model: logs[model] for model in logs if model not in reported}
+    # Only the baseline is left: reports show all the differences, and nothing new is looked at.
+    if len(compared) == 1:
+        looks = ComparisonLooks(levels=reported, note="", joint=False)
+        return replace(looks, note=_sentence(looks.strictest))
+    level = _count(counted_looks, claim, _digest_of(compared, claim, settings), compared, least)
     note = _sentence(level)
     if reported and note:
         note += (
             f" For {listed(reported)}, the level is that of the report that shows the difference."
         )
-    levels = {model: reported.get(model, level) for model in others}
+    levels = {model: reported.get(model, level) for model in claim.pairs}
     # More tests than one, and a report's level, stand for all that might have been compared.
     joint = level.tests == 1 and not reported
     return ComparisonLooks(levels=levels, note=note, joint=joint)

@@ -56,8 +56,9 @@ def variance_of_sums(
 ) -> FloatArray:
     """Variance of a sum over n groups: n / (n - 1) (sum of squares - square of the sum / n).
 
-    By `sums`, `squares` and `sizes` [..., H] of the groups' values. Flipping signs changes the sums,
-    never the sums of squares. It may be below zero by rounding.
+    `sums` and `squares` are the sums of the groups' values and of their squares, `sizes` the numbers
+    of groups, all [..., H]. Flipping signs changes the sums, never the sums of squares. The variance
+    may be below zero by rounding.
     """
     variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
     return np.asarray(variance)
@@ -375,11 +376,11 @@ def _sorted_rows(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> list
 
 @frozen
 class SignFlips:
-    """Sign patterns as what T and its variance are made of, in units of the pulls, around T.
+    """Sign patterns, as the coefficients from which T* and its variance follow at any shift.
 
-    The variance of the scores less T + x is q(x) - v(x). The scalar q comes from the sums of
-    squares of the strata and v from the squares of their sums; both are polynomials
-    c0 - 2 x c1 + x^2 c2.
+    All are in units of the pulls. A shift x is from T, where T* = P - x S and the variance of the scores
+    less T + x is q(x) - v(x). The scalar q comes from the sums of squares of the strata and v from the
+    squares of their sums; both are polynomials c0 - 2 x c1 + x^2 c2.
     """
 
     total: float  # T, of the pulls

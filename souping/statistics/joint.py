@@ -45,7 +45,8 @@ class JointFlips:
 
     @classmethod
     def of(cls, pulls: FloatArray, stratum: IntArray, sizes: FloatArray, draws: int) -> JointFlips:
-        """Sums in the pattern seen and in `draws` random ones, from the fields of these names with a unit of 1."""
+        """Sums in the pattern seen and in `draws` random ones. The other arguments are the fields of these names, but
+        the `pulls` are in scores."""
         _, exponent = np.frexp(np.abs(pulls).max())
         unit = 2.0 ** int(exponent)
         pulls = pulls / unit
