@@ -18,6 +18,7 @@ from souping.analysis.guards import LENGTH_GUARD, Guard, resolve
 from souping.analysis.surface import FITTED, answer_table, design_effect, fitted_surface
 from souping.core.fields import fits
 from souping.core.types import (
+    OWN_BENCHMARK,
     BoolArray,
     FloatArray,
     Item,
@@ -76,7 +77,9 @@ def resolve_goals(
         raise UserError(
             f"pareto={goals!r:.60} needs finite weights of 0 or more, one of them above 0"
         )
-    return resolve(dict.fromkeys(goals, 1.0), categories, groups, {"": unit}, "pareto")
+    # Of a guard, a goal has everything but a loss that it may have.
+    no_losses = dict.fromkeys(goals, 0.0)
+    return resolve(no_losses, categories, groups, {OWN_BENCHMARK: unit}, "pareto")
 
 
 def _are_goal_weights(weights: Mapping[str, float]) -> bool:

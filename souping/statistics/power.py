@@ -150,8 +150,8 @@ class RunPower:
         parts = self._parts
         over_items = (parts.total - parts.run_means) / times_items
         # True differences between runs stay; noise of their answers shrinks with more items.
-        shift = min(parts.runs or 0.0, parts.run_means)
-        over_runs = shift + (parts.run_means - shift) / times_items
+        lasting = parts.runs or 0.0
+        over_runs = lasting + (parts.run_means - lasting) / times_items
         over_runs *= self._per_run(more_runs) / self._per_run(0)
         total = over_items + over_runs
         # Every further run of either model adds a degree of freedom.
