@@ -386,8 +386,9 @@ def _number(where: str, row: LogRow, key: str) -> float | None:
 
 
 def _with_unit(metric: LoggedMetric, wide: Collection[str]) -> LoggedMetric:
-    """The metric, with a unit if it is no mean of scores from 0 to 1. The unit is the metric's name and direction; tasks
-    that share it can be averaged.
+    """The metric, with a unit if it is no mean of scores from 0 to 1.
+
+    The unit is the metric's name and direction; tasks that share it can be averaged.
 
     Scores that are all 0 fit any scale: they get the unit if the metric is `wide`, beyond 0 to 1 in another task.
     """
