@@ -346,7 +346,7 @@ class ItemWins(Analysis):
         return Solved(names=tuple(names), soup=values[0], ingredients=values[1:])
 
     def _examples(self, run: RunScores, models: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
-        """Items of three kinds with the answers of all, in the order of the kinds.
+        """Items of three kinds with the answers of all models, in the order of the kinds.
 
         They are of the search split: nobody reads the report's items.
         """
@@ -355,6 +355,7 @@ class ItemWins(Analysis):
         solved = self._solved(run.search, models, run.answers)
         all_fail = solved.ingredients.max(axis=0) == 0
         all_solve = solved.ingredients.min(axis=0) == 1
+        # With several answers per item, the failed shares of all ingredients sum to 1 at most.
         one_fails = ~all_solve & (solved.ingredients.sum(axis=0) >= len(solved.names) - 1)
         kinds = {
             "solved, though every ingredient fails": (solved.soup == 1) & all_fail,

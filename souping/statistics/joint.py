@@ -196,8 +196,9 @@ def picked_tests(
 class MaxTReach(Reach):
     """Simultaneous limits: the size that the largest of all |t*| reaches with a chance of `level`.
 
-    In a category of few groups many patterns have all groups on one side, and no error. So it is
-    at most the size that the difference's own |t*| reaches with a chance of `level` / F.
+    In a category of few groups many patterns have all groups on one side: with hardly any standard
+    error, their |t*| is huge. So a limit is at most the size that the difference's own |t*| reaches
+    with a chance of `level` / `tests`.
     """
 
     error: float  # standard error of this difference

@@ -88,7 +88,10 @@ class Unseen:
 
     @classmethod
     def of(cls, scores: GroupedScores, pulls: FloatArray, graded: bool, tests: int) -> Unseen:
-        """By the groups whose `pulls` [G] are above 0: those of the difference for one side, turned for the other."""
+        """By the groups whose `pulls` [G] are above 0.
+
+        How far T may rise follows from the pulls of the difference, and how far it may fall from their negatives.
+        """
         moves = scores.layout.spans
         # A smaller pull is rounding.
         is_side = pulls > FLAT_VARIANCE * moves.max()

@@ -74,20 +74,20 @@ def detectable(comparison: Comparison) -> float:
     return needed * max(below, above) / quantile + comparison.step
 
 
-def errors_for_power(level: float, degrees: float, run_share: float) -> tuple[float, float]:
-    """(standard errors that an interval reaches, those of a true difference that has 80 % power).
+def errors_for_power(confidence: float, degrees: float, run_share: float) -> tuple[float, float]:
+    """(standard errors that an interval of this `confidence` reaches, those of a true difference that has 80 % power).
 
     Of the variance, `run_share` was estimated from few runs (`BanerjeeReach`). If that part came out s^2 times too
     large, and comes out u^2 times too large in the comparison that is planned, an interval reaches
     sqrt(z^2 (1 - share) + t^2 share u^2 / s^2). The power is that on average over s^2 and u^2 ~ chi^2 / degrees. All
     errors are in units of the standard error as it was estimated.
     """
-    z = NORMAL.inv_cdf((1 + level) / 2)
+    z = NORMAL.inv_cdf((1 + confidence) / 2)
     if degrees > MANY_DEGREES:
         return z, z + NORMAL.inv_cdf(POWER)
     from scipy.special import chdtri, ndtr, stdtrit
 
-    t = float(stdtrit(degrees, (1 + level) / 2))
+    t = float(stdtrit(degrees, (1 + confidence) / 2))
     tails = (np.arange(FUTURE_ERRORS) + 0.5) / FUTURE_ERRORS
     squares = chdtri(degrees, tails) / degrees
     # s^2 along the rows, u^2 along the columns.
