@@ -64,6 +64,7 @@ def routed(
     # The number of the ingredient that answers each item.
     numbers = {name: number for number, name in enumerate(ingredients)}
     routed_to = [numbers[routes[item.category]] for item in items]
+    # One of K for each item: [I, 3], turned into three arrays [I].
     values, truncated, unanswered = answers[routed_to, :, range(len(items))].T
     name = "router"
     if name in names:

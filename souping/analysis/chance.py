@@ -55,8 +55,12 @@ def low_counts_by_chance(
 
 
 def low_note(selection: Selection, counts: IntArray) -> str:
-    """`9 of 10 categories are low-correlation; ... 8.7 on average: no more than chance`."""
+    """`9 of 10 categories are low-correlation; ... 8.7 on average: no more than chance`.
+
+    `counts` are the numbers of such categories by chance.
+    """
     low = len(selection.low_correlation)
+    # p-values of a permutation test, among which the selection itself counts as one permutation.
     as_many = (1 + (counts >= low).sum()) / (1 + len(counts))
     as_few = (1 + (counts <= low).sum()) / (1 + len(counts))
     verdict = "no more than chance"

@@ -82,7 +82,7 @@ class Consistency(Analysis):
         used = set(itertools.chain(*(soup.ingredients for soup in soups)))
         ingredients = {name: scores for name, scores in singles.items() if name in used}
         nulls = self._nulls(soups, ingredients, varying, run)
-        candidates = _summary(before, varying, run.correlation, POPULATION_DRAWS)
+        candidates = _summary(before, varying, run.correlation)
         categories = np.array(before.categories)
         return ConsistencyResult(
             split="search",
@@ -90,7 +90,7 @@ class Consistency(Analysis):
             categories=before.categories,
             left_out=tuple(categories[~varying].tolist()),
             before=replace(candidates, note=few_models(len(singles))),
-            after=_summary(after, varying, run.correlation, POPULATION_DRAWS),
+            after=_summary(after, varying, run.correlation),
             nulls={name: _spread(null) for name, null in nulls.items()},
         )
 
@@ -113,7 +113,7 @@ class Consistency(Analysis):
         sums = GroupSums.of(ScoreMatrix.from_items(ingredients))
         groups = len(sums.sums)
         exact = np.einsum("sk,gkc->sc", weights, sums.sums) / sums.counts.sum(axis=0)
-        mixed = partial(_mixed, sums, weights, varying, run.correlation, MIXTURES)
+        mixed = partial(_mixed, sums, weights, varying, run.correlation)
         return {
             "shared": mixed(groups),
             "independent": mixed((len(soups), groups)),
@@ -128,7 +128,7 @@ def _spread(null: FloatArray) -> NullSpread:
 
 
 def _varying(values: FloatArray) -> BoolArray:
-    """Columns of [M, C] in which not all are equal, [C]."""
+    """Whether the models' scores [M, C] differ in each category, [C]."""
     return np.asarray(np.ptp(values, axis=0) > MEAN_TIE)
 
 
@@ -141,8 +141,12 @@ def _too_flat(models: int, categories: Sequence[str], varying: BoolArray) -> str
 
 
 def _rho(correlation: Correlation, values: FloatArray, varying: BoolArray) -> FloatArray:
-    """Correlations [C, C] of values [M, C]; nan for a category that does not vary, in the run or in these values."""
+    """Correlations [C, C] of values [M, C].
+
+    They are nan for a category that is not `varying` [C], that these values lack, or in which these are all equal.
+    """
     usable = varying & np.isfinite(values).all(axis=0)
+    # `correlated` leaves out columns in which nothing differs.
     return correlated(correlation, np.where(usable, values, 0.0)).rho
 
 
@@ -157,14 +161,15 @@ def _strength(correlation: Correlation, values: FloatArray, varying: BoolArray) 
 
 
 def _summary(
-    scores: ScoreMatrix, varying: BoolArray, correlation: Correlation, draws: int
+    scores: ScoreMatrix, varying: BoolArray, correlation: Correlation
 ) -> PopulationCorrelation:
     """The correlations of one population, and their mean size with its interval.
 
     `varying` [C] marks the categories that count: models differ in them. A draw of items in which no pair of categories
     has a correlation has a mean of nan.
     """
-    drawn = GroupSums.of(scores).draws(draws, np.random.default_rng(CONSISTENCY_SALT))
+    rng = np.random.default_rng(CONSISTENCY_SALT)
+    drawn = GroupSums.of(scores).draws(POPULATION_DRAWS, rng)
     mean = _strength(correlation, scores.values, varying)
     drawn_means = [_strength(correlation, values, varying) for values in drawn]
     error = float(np.nanstd(drawn_means, ddof=1))
@@ -183,18 +188,18 @@ def _mixed(
     weights: FloatArray,
     varying: BoolArray,
     correlation: Correlation,
-    draws: int,
     size: int | tuple[int, int],
 ) -> FloatArray:
-    """Mean |rho| over populations of soups that answer, group by group, as an ingredient drawn by weights [S, K], [D].
+    """Mean |rho| in each of `MIXTURES` populations of soups.
 
-    `size` is how many random numbers are drawn: one per group, or one per soup and group. The order of the
+    For each group of items, a soup answers as one ingredient does, which is drawn by the soup's `weights` [S, K].
+    `size` is the shape of the random numbers: G, if one per group serves all soups, or (S, G). The order of the
     ingredients is drawn anew each time, so that no two are always neighbours.
     """
     rng = np.random.default_rng([CONSISTENCY_SALT, 1])
     counts = sums.counts.sum(axis=0)
-    strengths = np.empty(draws)
-    for draw in range(draws):
+    strengths = np.empty(MIXTURES)
+    for draw in range(MIXTURES):
         # Ingredients share the line from 0 to 1 by their weights; a random point on it picks one.
         order = rng.permutation(weights.shape[1])
         ends = weights[:, order].cumsum(axis=1)

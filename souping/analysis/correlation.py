@@ -145,7 +145,7 @@ def _with_interval(rho: FloatArray, variance: FloatArray, degrees: int) -> Corre
     low = np.full_like(rho, np.nan)
     high = np.full_like(rho, np.nan)
     if degrees >= 1:
-        # atanh is infinite at -1 and 1.
+        # atanh is infinite at -1 and 1. So near to them, rounding may leave rho outside its limits.
         z = np.arctanh(np.clip(rho, -1 + 1e-15, 1 - 1e-15))
         margin = Z95 * np.sqrt(variance / degrees)
         low = np.minimum(rho, np.tanh(z - margin))

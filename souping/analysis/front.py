@@ -18,6 +18,7 @@ from souping.analysis.guards import LENGTH_GUARD, Guard, resolve
 from souping.analysis.surface import FITTED, answer_table, design_effect, fitted_surface
 from souping.core.fields import fits
 from souping.core.types import (
+    OWN_BENCHMARK,
     BoolArray,
     FloatArray,
     Item,
@@ -76,7 +77,9 @@ def resolve_goals(
         raise UserError(
             f"pareto={goals!r:.60} needs finite weights of 0 or more, one of them above 0"
         )
-    return resolve(dict.fromkeys(goals, 1.0), categories, groups, {"": unit}, "pareto")
+    # Of a guard, a goal has everything but a loss that it may have.
+    no_losses = dict.fromkeys(goals, 0.0)
+    return resolve(no_losses, categories, groups, {OWN_BENCHMARK: unit}, "pareto")
 
 
 def _are_goal_weights(weights: Mapping[str, float]) -> bool:
@@ -121,12 +124,13 @@ class Front:
 
         # Surrogates of the scores and, if a goal is about lengths, of the lengths: the key is
         # `goal.lengths`. A length counts as minus a multiple of the first point's mean length; the
-        # unit of the goal turns that into tokens again.
+        # unit of the goal turns that into tokens again: an inner score of 0.01 is `min_gain` tokens.
         models = {False: _fit(self.points, scores, items)}
         if any(goal.lengths for goal in goals):
             lengths = answer_table(fitted_points, lengths_of, len(items))
             # Lengths are 0 if tokens are not counted.
             first_length = float(np.nanmean(lengths[0])) or 1.0
+            # Soups are not expected to be longer or shorter than their ingredients.
             models[True] = _fit(self.points, -lengths / first_length, items, rise=0.0)
             unit = replace(LENGTH, min_gain=0.01 * first_length)
             goals = [replace(goal, unit=unit) if goal.lengths else goal for goal in goals]
@@ -231,6 +235,7 @@ def _posterior(
     means = []
     draws = []
     for goal in goals:
+        # The shares of the categories in the goal are the same for both models.
         shares = models[False].shares(goal.covers(categories))
         mean, _ = models[goal.lengths].total(shares)
         means.append(mean)

@@ -153,7 +153,8 @@ def resolve(
     Raises:
         UserError: a name is not one of them, or no loss can be as large.
     """
-    # {name: its categories}; an extra benchmark and `tokens` have none.
+    # {name: its categories}; an extra benchmark and `tokens` have none. The run's own benchmark, whose name is empty,
+    # is not guarded as a whole.
     categories_of: dict[str, Sequence[str]] = {name: (name,) for name in categories}
     categories_of |= groups
     for name in (*filter(None, units), LENGTH_GUARD):
@@ -193,11 +194,11 @@ def guarded_difference(
     looks: int = 1,
     tests: float = ALPHA / 2 / ADMISSION,
 ) -> Comparison:
-    """Soup minus reference under a guard: one-sided at 2.5 % divided by `tests`, by default at the level of ADMISSION.
+    """Soup minus reference under a guard: one-sided at ALPHA / 2 = 2.5 % divided by `tests`.
 
-    A guard on scores must hold for the missing answers of both models. Lengths count as
-    ((1 + margin) x reference - soup) / mean reference - margin: the mean is minus the relative growth, and the variance
-    of the bound itself counts.
+    The default of `tests`, which is below 1, gives the level of ADMISSION. A guard on scores must hold whatever the
+    missing answers of both models are. Lengths count as ((1 + margin) x reference - soup) / mean reference - margin:
+    the mean is minus the relative growth, and the variance of the bound itself counts.
     """
     items = one_category(group_numbers([item.group for item in soup.items]))
     if guard.lengths:
@@ -309,7 +310,8 @@ def _passing(margin: float, variance: float | None, items: int, level: float) ->
 
 
 def _variance(guard: Guard, known: Mapping[str, ItemScores]) -> float | None:
-    """Variance of the mean difference of a soup and an equal model, times the guard's number of items; None if unknown.
+    """Variance per item of the difference of a soup and an equal model under a guard: the mean over n items has 1 / n
+    of it. None if unknown.
 
     Measured on the differences of the `known` models; assumed if these tell nothing.
     """

@@ -218,11 +218,11 @@ def exact_coefficients(players: Sequence[Members]) -> dict[Members, Coefficients
         weights.append(math.factorial(s) * math.factorial(n - s - 1) / math.factorial(n))
 
     coefficients: dict[Members, Coefficients] = {player: {} for player in players}
+    # A subset of players stands in v(S + player) - v(S) as S + player if it has the player, else as S.
     for size in range(n + 1):
         for subset in combinations(players, size):
             members = Members().union(*subset)  # the models of these players
             for player, of_player in coefficients.items():
-                # v(S + player) - v(S): the subset is S + player, or S.
                 weight = weights[size - 1] if player in subset else -weights[size]
                 of_player[members] = of_player.get(members, 0.0) + weight
     return coefficients

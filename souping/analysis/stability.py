@@ -37,7 +37,7 @@ PUBLISHED_NOTE = (
     "published scores hold no items: how often an expert would be picked again is not estimable"
 )
 NO_SELECTION_NOTE = "no bootstrap draw gave a selection: its stability is not estimable"
-# {words of an error: what it is counted as}
+# {words of an error of a selector: what it is counted as}
 REASONS = {
     "the models differ": "a category is constant",
     "low-correlation": "no low-correlation category",
@@ -223,7 +223,10 @@ def _pairs(
     tables: FloatArray | None,
     items: GroupSums | None,
 ) -> tuple[CorrelationPair, ...]:
-    """Correlation of every two categories, with limits over bootstrap draws [D, M, C] if there are item scores."""
+    """Correlation of every two categories, with limits over the bootstrap draws `tables` [D, M, C].
+
+    `tables` and `items` are None if there are no item scores.
+    """
     correlations = correlated(correlation, scores.values)
     bootstrap_low = np.full_like(correlations.rho, np.nan)
     bootstrap_high = bootstrap_low

@@ -80,7 +80,7 @@ def band(
     """
     effect = 1.0  # every item is a group
     if groups is not None:
-        # What all points have in common on an item cancels in differences.
+        # An item's mean over the points cancels in differences of points, so only the rest counts.
         answered = np.maximum(np.isfinite(scores).sum(axis=0), 1)
         common = np.nansum(scores, axis=0) / answered
         effect = design_effect(scores - common, categories, groups)
@@ -118,9 +118,11 @@ def fitted_surface(
     complete = answered.all(axis=1)
     # The usual scores of the items are those of points that answered all of them.
     model = SoupModel(points, samples, coefficients, rise, value, singles=scores[complete])
+    # The surrogate divides the variance of an item by the size of its sample.
     model.size = model.size / effect
     for soup in np.flatnonzero(answered.any(axis=1)):
         model.observe(int(soup), slice(None), scores[soup])
+    # Only what was answered: the surrogate takes requests without answers for answers to come.
     model.requested = np.isfinite(model.score)
     model.fit()
     return model
@@ -149,7 +151,7 @@ def design_effect(scores: FloatArray, categories: IntArray, groups: IntArray) ->
 
 
 def _item_samples(answered: BoolArray, categories: IntArray, count: int) -> list[list[IntArray]]:
-    """Positions of each category's items, split by which soups answered [S, I] them."""
+    """Positions of the items of `count` categories, each split into samples that the same soups answered [S, I]."""
     _, pattern = np.unique(answered, axis=1, return_inverse=True)
     pattern = pattern.reshape(-1)
     samples = []
@@ -190,6 +192,7 @@ class ResponseSurface(Analysis):
             raw = run.unit.raw(difference[:size])
             categories[name] = tuple(np.round(raw, 6).tolist())
         chosen = run.soups.soup.shares
+        # Only the first `size` points are shown.
         answered = np.isfinite(scores[:size]).sum(axis=1)
         width = float((objective.high - objective.low)[:size].mean())
         raw_difference, low, high = run.unit.raw_estimate(objective)

@@ -131,10 +131,12 @@ def describe(
 ) -> TrajectoryResult:
     """The section `trajectory` of a report.
 
-    `weights` [K] and `soup` are the chosen average's, `soup` on the test split, whose look is that of `level`;
-    `trials` are the averages that the search evaluated; `others` the (average, last checkpoint) of each further run by
-    the same weights; `categories` the soup minus the last checkpoint in each category.
+    `weights` [K] are those of the chosen average, and `soup` has its scores on the test split. `search` and `report`
+    are the checkpoints' scores on the search and test splits, `trials` the averages that the search evaluated, `others`
+    the (average, last checkpoint) of each further run by the same weights. `level` is that of the look at the test
+    split, and `categories` are the soup minus the last checkpoint in each category.
     """
+    # The candidates of a trajectory are the checkpoints of its first run.
     members = trajectory.runs[0].members
     rows = []
     for k, (member, weight) in enumerate(zip(members, weights, strict=True)):
@@ -175,7 +177,7 @@ def _windows(
     members: Sequence[Member], search: CheckpointScores, trials: Sequence[Trial]
 ) -> tuple[WindowRow, ...]:
     """The windows that were evaluated, the shortest first; the intervals hold for all windows at once."""
-    # {key of the weights: scores [I]}, {key of the weights: window}; a window of one checkpoint is not an average.
+    # {key of the weights: scores [I]}, {key of the weights: window}. A window of one checkpoint is no average.
     scores_of = {_key(trial.weights): trial.result.values for trial in trials if trial.whole}
     averages = {
         _key(window.weights): window for window in windows(len(members)) if window.length > 1

@@ -152,7 +152,7 @@ def _chances(
 def _beaten_share(wins: FloatArray, drawn: FloatArray, chances: FloatArray) -> WinShare:
     """The share of (soup, category) pairs [S, C] that are wins, its interval by draws, and the share by chance."""
     share = float(wins.mean())
-    margin = Z95 * float(drawn.mean(axis=(1, 2)).std(ddof=1))
+    margin = Z95 * float(drawn.mean(axis=(1, 2)).std(ddof=1))  # drawn [D, S, C]
     return WinShare(
         share=share,
         low=max(0.0, share - margin),
@@ -342,11 +342,11 @@ class ItemWins(Analysis):
         right = values * answers
         if np.abs(right - np.round(right)).max() >= SOLVED_ROUNDING:
             values = (values >= SOLVED_FROM).astype(float)
-        _, *names = models  # the soup is the first
+        _, *names = models  # without the soup, which is the first
         return Solved(names=tuple(names), soup=values[0], ingredients=values[1:])
 
     def _examples(self, run: RunScores, models: Mapping[str, Recipe]) -> tuple[AnswerExample, ...]:
-        """Items of three kinds with the answers of all, in the order of the kinds.
+        """Items of three kinds with the answers of all models, in the order of the kinds.
 
         They are of the search split: nobody reads the report's items.
         """
@@ -355,8 +355,8 @@ class ItemWins(Analysis):
         solved = self._solved(run.search, models, run.answers)
         all_fail = solved.ingredients.max(axis=0) == 0
         all_solve = solved.ingredients.min(axis=0) == 1
-        one_fails = solved.ingredients.sum(axis=0) >= len(solved.names) - 1
-        one_fails &= ~all_solve & ~all_fail
+        # With several answers per item, the failed shares of all ingredients sum to 1 at most.
+        one_fails = ~all_solve & (solved.ingredients.sum(axis=0) >= len(solved.names) - 1)
         kinds = {
             "solved, though every ingredient fails": (solved.soup == 1) & all_fail,
             "failed, though every ingredient solves it": (solved.soup == 0) & all_solve,

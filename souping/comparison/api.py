@@ -101,7 +101,7 @@ def compare(
     fields = f"{group} {category}".rstrip()
     settings = [average, named_weights, fields, pass_at or 0]
     looks = looks_of(model_logs, common, weights, settings, store, look)
-    notes = list(_formula(base_log, common, average))
+    notes = list(_average_notes(base_log, common, average))
     name = average if average in AVERAGES else "file"
     return _result(model_logs, common, rows, requirements, fail_on, name, looks, notes)
 
@@ -124,6 +124,7 @@ def _result(
     # The first row is the average row.
     scores = rows[0].scores
     tests, best, pairs = _several(scores, models, looks.strictest)
+    # The levels already stand for all tests.
     if not looks.joint:
         tests = [1.0] * len(looks.levels)
     verdicts = _all_verdicts(rows, models, requirements, tests, looks.levels)
@@ -185,7 +186,7 @@ def _bfcl_version(log: Log) -> str:
     return next(iter(log.tasks.values())).settings[VERSION]
 
 
-def _formula(log: Log, common: Matched, average: str) -> Iterator[str]:
+def _average_notes(log: Log, common: Matched, average: str) -> Iterator[str]:
     """Notes on how the average relates to the one that the harness or the benchmark reports."""
     if average == "task":
         for group in common.groups.values():
@@ -304,10 +305,10 @@ def _check_lengths(sources: Mapping[str, Sequence[LogSource]]) -> None:
 def _several(
     scores: ScoreTable, models: Sequence[str], level: Level
 ) -> tuple[list[float], Names, dict[str, dict[str, Difference]]]:
-    """(per model but the first, the number of tests it is corrected for; models among which the best one is;
-    {model: {later model: (difference, lower, upper limit)}}).
+    """(number of tests that each model after the first is corrected for; models that may be the best; {model: {later
+    model: (difference, lower, upper limit)}}).
 
-    With two models there is one test, and the names and pairs are empty.
+    With two models there is one test, and the others are empty.
     """
     if len(models) < 3:
         return [1.0], (), {}

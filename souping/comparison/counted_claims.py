@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 class ComparisonLooks:
     """The looks of a comparison: {model: level of its comparison with the baseline}, and a sentence on what they cost.
 
-    The tests of all levels stand for whatever else might have been compared, unless the comparisons are `joint`: then
-    they are to be corrected for each other.
+    If the comparisons are `joint`, the caller corrects them for each other. Otherwise the tests of the levels already
+    stand for whatever else might have been compared.
     """
 
     levels: Mapping[str, Level]
@@ -85,8 +85,7 @@ def looks_of(
     runs: list[Log] = []
     for model_logs in logs.values():
         runs.extend(log for log in model_logs if log.harness == "souping")
-    others = list(logs)[1:]
-    least_levels = dict.fromkeys(others, Level(least))
+    least_levels = dict.fromkeys(list(logs)[1:], Level(least))
     if not runs:
         return ComparisonLooks(levels=least_levels, note=_sentence(Level(least)))
     from souping.answers.counted_looks import CountedLooks
@@ -98,20 +97,31 @@ def looks_of(
         if results is None:
             note = "Looks are not counted: the store of these runs is not here (--store FILE)."
             return ComparisonLooks(levels=least_levels, note=note)
-        counted_looks = CountedLooks(results)
-        reported = _reported(counted_looks, claim, least)
-        compared = {model: logs[model] for model in logs if model not in reported}
-        # The baseline is one of them.
-        if len(compared) == 1:
-            looks = ComparisonLooks(levels=reported, note="", joint=False)
-            return replace(looks, note=_sentence(looks.strictest))
-        level = _count(counted_looks, claim, _digest_of(compared, claim, settings), compared, least)
+        return _counted(CountedLooks(results), claim, logs, settings, least)
+
+
+def _counted(
+    counted_looks: CountedLooks,
+    claim: ComparisonClaim,
+    logs: Mapping[str, Sequence[Log]],
+    settings: Sequence[Json],
+    least: int,
+) -> ComparisonLooks:
+    """What `looks_of` returns, by the looks that the store counts; a difference that no report shows is a look now."""
+    reported = _reported(counted_looks, claim, least)
+    compared = {model: logs[model] for model in logs if model not in reported}
+    # Only the baseline is left: reports show all the differences, and nothing new is looked at.
+    if len(compared) == 1:
+        looks = ComparisonLooks(levels=reported, note="", joint=False)
+        return replace(looks, note=_sentence(looks.strictest))
+    level = _count(counted_looks, claim, _digest_of(compared, claim, settings), compared, least)
     note = _sentence(level)
     if reported and note:
         note += (
             f" For {listed(reported)}, the level is that of the report that shows the difference."
         )
-    levels = {model: reported.get(model, level) for model in others}
+    levels = {model: reported.get(model, level) for model in claim.pairs}
+    # More tests than one, and a report's level, stand for all that might have been compared.
     joint = level.tests == 1 and not reported
     return ComparisonLooks(levels=levels, note=note, joint=joint)
 
@@ -126,11 +136,13 @@ def _reported(counted_looks: CountedLooks, claim: ComparisonClaim, least: int) -
 
 
 def _count(
-    counted_looks: CountedLooks, claim: ComparisonClaim, name: str, models: Sized, least: int
+    counted_looks: CountedLooks, claim: ComparisonClaim, comparison: str, models: Sized, least: int
 ) -> Level:
-    """Count a comparison of `models` (its digest is `name`) as a look, and announce it first; the level of its
-    differences."""
-    number = max(least, counted_looks.number_of(name, claim.identities))
+    """Count the `comparison`, a digest, of these models as a look; the level of its differences.
+
+    A look after the first is announced before it is counted.
+    """
+    number = max(least, counted_looks.number_of(comparison, claim.identities))
     if number > 1:
         log.warning(
             "this comparison is look %d at these items: p-values are multiplied by %d (k (k + 1) for look k) and by "
@@ -138,9 +150,11 @@ def _count(
             number,
             penalty(number),
         )
-    look = counted_looks.show_comparison(name, claim.identities, claim.questions)
+    look = counted_looks.show_comparison(comparison, claim.identities, claim.questions)
+    # Models whose scores on these items may have been seen before.
     known = len(look.known.soups) + look.known.missing
-    # At the first look, no scores were known, and the comparisons are corrected for each other.
+    # At the first look, no scores were known, and the comparisons are corrected for each other. Later, each model but
+    # the baseline is a test.
     tests = max(known, len(models)) - 1 if known else 1
     return Level(max(least, look.number), float(tests))
 
@@ -181,7 +195,7 @@ def _claim_of(
         for item in metric.items:
             identity = identity_of.get(item, "")
             compared.append(identity)
-            # An item of a run of ours is named by its id, a separator and 16 digits of its content's digest.
+            # `logs.runs` names an item of a run of ours by its id, a space and 16 digits of its content's digest.
             questions.append(digest([item[:-17], identity]))
     means = {}
     for model in logs:

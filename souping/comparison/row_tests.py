@@ -49,13 +49,14 @@ class RowTest:
     model: str
     baseline: str
     level: Level
-    # at the corners of the missing answers, corrected for all rows of a family at once; empty without such a family
-    joint: tuple[Comparison, ...] = ()
+    # comparisons at the corners of the missing answers (`ScoreTable.corners`), corrected for all rows of a family at
+    # once; empty if the row is tested by itself
+    in_family: tuple[Comparison, ...] = ()
 
     def comparison(self, tests: float) -> Comparison:
-        """The comparison of the two models as one of this many tests, or of its family."""
-        if self.joint:
-            return bounded(self.joint)
+        """The comparison of the two models as one of this many tests; in a family, it is corrected already."""
+        if self.in_family:
+            return bounded(self.in_family)
         return _contrast(self.row.scores, self.model, self.baseline, self.level.among(tests))
 
     def limits(self, tests: float) -> list[Limits]:
@@ -73,8 +74,8 @@ class RowTest:
 
     def _counted(self, tests: float) -> Comparison:
         """The comparison by the scores as the harness counted them."""
-        if self.joint:
-            return self.joint[0]
+        if self.in_family:
+            return self.in_family[0]
         level = self.level.among(tests)
         scored = self.row.scores.scored
         return _contrast_at(scored, self.model, self.baseline, level, tested=False)
@@ -118,7 +119,8 @@ def decide_rows(
     margins = {}
     for name, test in tests.items():
         base, _ = test.means()
-        margins[name] = policy.margin_of(name, base, test.row.fraction, test.row.weight > 0)
+        row = test.row
+        margins[name] = policy.margin_of(name, base, row.fraction, averaged=row.weight > 0)
 
     # Required rows decide: each has its own level, by Holm where one bad row is enough to fail.
     required = {name: margins[name] for name in tests if name in (AVERAGE, *policy.required)}
@@ -157,7 +159,7 @@ def _jointly(tests: Mapping[str, RowTest]) -> dict[str, RowTest]:
     cells = [(test.row.scores, test.model, test.baseline) for test in family.values()]
     tested = {}
     for name, corners in zip(family, compare_jointly(cells, level), strict=True):
-        tested[name] = replace(family[name], joint=tuple(corners))
+        tested[name] = replace(family[name], in_family=tuple(corners))
     return tested
 
 
@@ -168,7 +170,9 @@ def _corrections(tests: Mapping[str, RowTest]) -> dict[str, float]:
     """
     corrections = {}
     for kinds in (TASK_KINDS, ("metric",)):
-        family = {n: test for n, test in tests.items() if test.row.kind in kinds and not test.joint}
+        family = {
+            n: test for n, test in tests.items() if test.row.kind in kinds and not test.in_family
+        }
         corrections.update(_holm(family))
     return corrections
 

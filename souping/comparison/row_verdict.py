@@ -184,15 +184,19 @@ def _held(
     limits: Callable[[str, float], Sequence[Limits]],
     word: Word,
 ) -> set[str]:
-    """Rows of which `worse` or `much-worse` holds at Holm's levels."""
+    """Rows of which the word, `worse` or `much-worse`, holds at Holm's levels.
+
+    A row without a margin is never much worse, but takes part with any loss. So both words are tested over the same
+    rows, and a row that is held to be much worse is also held to be worse: the two together have one error.
+    """
 
     def is_held(name: str, tests: int) -> bool:
         """Whether the whole interval, as one of this many tests, is below 0, or below minus the margin."""
         end = 0.0
         if word == "much-worse":
-            # Without a margin, any loss counts.
             end = -(margins[name] or 0.0)
         return all(high < end for _, high in limits(name, float(tests)))
 
+    # `release` does not say which rows it showed: they hold with the number of tests that it gives.
     tests_of = release(margins, is_held)
     return {name for name, tests in tests_of.items() if is_held(name, tests)}

@@ -386,8 +386,12 @@ def _number(where: str, row: LogRow, key: str) -> float | None:
 
 
 def _with_unit(metric: LoggedMetric, wide: Collection[str]) -> LoggedMetric:
-    """The metric, with a unit if it is no mean from 0 to 1: tasks of one unit, a metric and its direction, can be
-    averaged. Scores that are all 0 have the unit of a metric that is `wide` in other tasks."""
+    """The metric, with a unit if it is no mean of scores from 0 to 1.
+
+    The unit is the metric's name and direction; tasks that share it can be averaged.
+
+    Scores that are all 0 fit any scale: they get the unit if the metric is `wide`, beyond 0 to 1 in another task.
+    """
     all_zero = not any(answer.score > 0 for answer in metric.answers)
     if metric.is_mean and not (all_zero and metric.name in wide):
         return metric

@@ -1,7 +1,10 @@
-"""Log formats of other tools (`LOG_LAYOUTS`): how rows of their files become rows with this package's columns.
+"""Tables of other tools (`LOG_LAYOUTS`): how rows of their files become rows with this package's columns.
 
 A file of a known tool is recognised by the keys of its rows. Of any other table, `fields` names the fields. Installed
-packages bring further tools (entry points `souping.logs`).
+packages bring further tools (entry points `souping.logs`), whose files need not be tables (`LogLayout.rows`).
+
+To add a tool that writes one row per answer, add a layout to `LOG_LAYOUTS`. Files of another form, such as the folder
+of a harness, need a reader in a file of its own, which `logs.sources` chooses (`_reader`).
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ Columns = dict[str, Any]
 class LogLayout(NamedPart):
     """How a tool writes the answers to its items, one per row.
 
-    Its tables are known by `keys`, which every row has, and `columns` gives a row this package's columns. If it does
-    not write tables, `rows` gives the rows at a path: none, if what is there is not the tool's.
+    Its tables are known by `keys`, which every row has, and `columns` gives a row this package's columns. If the tool
+    of an installed package does not write tables, `rows` gives the rows at a path: none, if what is there is not the
+    tool's. `LOG_LAYOUTS` are only asked for tables.
     """
 
     keys: Names = ()
@@ -125,7 +129,7 @@ def rows_by_column(
     named = [fields[name] for name in fields if name != "score"]
     # Rows of each item so far, which number its answers.
     answered: Counter[str] = Counter()
-    # Whether some row has the named field of the score.
+    # Whether some row has the field that the user named for the score, if any.
     score = fields.get("score", "")
     scored = not score
     row: LogRow = {}
@@ -141,6 +145,7 @@ def rows_by_column(
             ) from error
         for column, name in fields.items():
             columns[column] = _value(row, name)
+        # A package's function may have left them out.
         if layout.package:
             check_fields(path, columns, ("item", "score"))
         scored = scored or columns["score"] is not None
@@ -150,6 +155,7 @@ def rows_by_column(
             columns.setdefault("repeat", answered[item])
             answered[item] += 1
         yield columns
+    # The last row stands for all of them.
     if not scored:
         check_fields(path, row, [score])
 

@@ -47,7 +47,9 @@ class LoggedAnswer:
     tokens: float | None = None
     characters: int | None = None
     prompt_hash: str = ""  # of the prompt as it was sent, empty where the log does not say
-    identity: str = ""  # of the prompt in its store, for runs of souping
+    identity: str = (
+        ""  # hash of the item's prompt by which its store counts looks, for runs of souping
+    )
     prompt: str = ""  # what the model was shown and what it answered, where the log has them
     output: str = ""
 

@@ -61,7 +61,8 @@ def _read(path: Path, report: Report, name: str, group: str) -> Log:
 
     # Lines of the test split by task.
     lines_of: dict[str, list[LogRow]] = {}
-    # Whether, in any split, an item's score is the best of its answers: the largest number of such answers, or 0.
+    # The number of answers of which the best one counts, 0 if their mean does. One item whose mean differs shows it for
+    # the whole run: of other items, all answers may be equal.
     best_of = 0
     lines: Iterator[LogRow] = read_samples(path / SAMPLES_FILE)
     for line in lines:
@@ -74,7 +75,7 @@ def _read(path: Path, report: Report, name: str, group: str) -> Log:
     for task, task_lines in lines_of.items():
         answers: list[LoggedAnswer] = []
         for line in task_lines:
-            answers.extend(_answers(line, line["models"][model], group, best_of > 0))
+            answers.extend(_answers(line, line["models"][model], group, best_counts=best_of > 0))
         mean = row.scores[task].mean if task in row.scores else None
         metric = _metric(path, task, answers, mean, report.unit)
         settings = _settings(task_lines, best_of)
@@ -133,18 +134,21 @@ def _best_of(result: LogRow) -> int:
     return 0
 
 
-def _answers(line: LogRow, result: LogRow, group: str, best: bool) -> Iterator[LoggedAnswer]:
+def _answers(
+    line: LogRow, result: LogRow, group: str, *, best_counts: bool
+) -> Iterator[LoggedAnswer]:
     """Answers to the item of a line; `result` is one model's part of the line.
 
-    There is one answer per repeat. But if the item's score is not the mean of the repeats, such as the `best` of them,
-    one answer with this score stands for all.
+    There is one answer per repeat if the item's score is the mean of the repeats. If the best answer counts in this
+    run, or the score is the pseudo-value of a corpus metric, one answer with this score stands for all.
     """
     scores = [result["score"]]
     outcomes = [result["outcome"]]
-    if not best and abs(fmean(result.get("scores", scores)) - result["score"]) <= 1e-9:
+    if not best_counts and abs(fmean(result.get("scores", scores)) - result["score"]) <= 1e-9:
         scores = result.get("scores") or scores
         outcomes = result.get("outcomes") or outcomes
-    # An item with another reference is another item.
+    # `prompt_hash` is of the item's own prompt, by which the store knows it; `sent_hash` is of the text that the model
+    # got, with template and examples. An item with another reference (`target_hash`) is another item.
     content = digest([line["prompt_hash"], line.get("target_hash", "")])
     # As many as there are scores: one score for all answers gets the text of the first.
     answers = zip(scores, outcomes, result["resps"][0], strict=False)

@@ -120,10 +120,10 @@ def _check_field(logs: Sequence[Log], name: str, option: str) -> None:
     raise UserError(f"{logs[0].path}: --{option} {name}: no item has a field {name!r}")
 
 
-def _by_category(log: Log, values: Log) -> Log:
+def _by_category(log: Log, with_categories: Log) -> Log:
     """The log with its one task split into a task per category.
 
-    `values` is the same log, read so that the group of each answer is its category.
+    `with_categories` is the same log, read so that the group of each answer is its category.
     """
     if len(log.tasks) > 1:
         raise UserError(
@@ -133,9 +133,9 @@ def _by_category(log: Log, values: Log) -> Log:
     metrics_of: dict[str, dict[str, LoggedMetric]] = {}  # {category: {name: metric}}
     for name, metric in task.metrics.items():
         answers_of: dict[str, list[LoggedAnswer]] = {}
-        answers_with_category = values.tasks[task.name].metrics[name].answers
-        for answer, with_category in zip(metric.answers, answers_with_category, strict=True):
-            answers_of.setdefault(with_category.group, []).append(answer)
+        same_answers = with_categories.tasks[task.name].metrics[name].answers
+        for answer, same_answer in zip(metric.answers, same_answers, strict=True):
+            answers_of.setdefault(same_answer.group, []).append(answer)
         for category, answers in answers_of.items():
             # The reported figure is of the whole task.
             split = replace(metric, answers=tuple(answers), reported=None)
@@ -164,10 +164,11 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
     if is_table(regular(path)):
         return read_log_table(path, options)
     reader = _reader(path, model)
+    # Installed packages are asked after the known harnesses, as this imports them.
     if reader is None and (found := installed_rows(path)):
         layout, rows = found
         return logs_of(path, rows, options, layout)
-    # lm_eval's results may have any name.
+    # lm_eval's results may have any name: whatever nobody else knows is left to its reader.
     if reader is None and path.suffix == ".json":
         from souping.logs.lm_eval import read_lm_eval
 
@@ -179,7 +180,7 @@ def _read(source: LogSource, options: TableOptions) -> tuple[Log, ...]:
 
 def _reader(path: Path, name: str) -> HarnessReader | None:
     """The reader of what a known harness wrote at a path, for the model `name` if it has several; else None."""
-    # Tables are read without them.
+    # Imported here, as tables are read without them.
     from souping.logs.bfcl import read_bfcl
     from souping.logs.inspect import is_inspect, read_inspect
     from souping.logs.lm_eval import RESULTS, read_lm_eval, results_of
@@ -214,9 +215,9 @@ def _read_harness(reader: HarnessReader, path: Path, options: TableOptions) -> L
     if not category:
         return log
     # Read again, so that each answer has its category as group.
-    values = reader(path, options.model, category)
-    _check_field([values], category, "category")
-    return _by_category(log, values)
+    with_categories = reader(path, options.model, category)
+    _check_field([with_categories], category, "category")
+    return _by_category(log, with_categories)
 
 
 def _path_and_model(source: str | Path) -> tuple[Path, str]:

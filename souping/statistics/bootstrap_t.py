@@ -54,12 +54,17 @@ class BootstrapReach(Reach):
         return self._quantile(-self.studentised, level)
 
     def _quantile(self, descending: FloatArray, level: float) -> float:
-        """Distance from T by the quantile that half of a level lies beyond; `descending` [D] is t* or -t*, sorted."""
+        """Distance from T to a limit that is missed with a chance of level / 2 / `tests`.
+
+        `descending` [D] is t* for the lower limit and -t* for the upper one, the largest first.
+        """
         tail = level / 2 / self.tests
         rank = int(tail * (1 + len(descending)))
         if rank >= RESOLVED:
+            # The quantile of skewed draws may be below 0 at a level near 1, but the interval always holds T.
             return max(0.0, float(descending[rank - 1])) * self.error
-        # Too few draws lie beyond the quantile: take the last resolved one, and the normal's growth from there.
+        # Too few draws lie beyond the quantile: take the last resolved one, and the normal's growth from there. Tails
+        # that are drawn from few groups may be too short, so it is never below the normal's own quantile.
         farthest = float(descending[RESOLVED - 1])
         normal = -NORMAL.inv_cdf(RESOLVED / (1 + len(descending)))
         return max(1.0, farthest / normal) * -NORMAL.inv_cdf(tail) * self.error
@@ -92,8 +97,8 @@ def bootstrap_reach(
     # half a discordant group among n + 1 (Jeffreys). Their influence still varies with their size.
     sizes = scores.sizes
     floor = scores.layout.spans**2 * 0.5 / (sizes + 1) / sizes
-    shift = np.zeros(draws)
-    variance = np.zeros(draws)
+    shift = np.zeros(draws)  # T* - T
+    variance = np.zeros(draws)  # se*^2
     for h in np.flatnonzero(varying):
         n = sizes[h]
         in_stratum = scores.stratum == h
@@ -102,6 +107,7 @@ def bootstrap_reach(
         sums, squares, discordances = _drawn_sums(values, discordant, draws, rng)
         shift += sums - values.sum()
         contribution = variance_of_sums(sums, squares, n)
+        # The same value in all groups, but for rounding, is flat too.
         is_flat = (discordances == 0) | (contribution <= 1e-9 * floor[h])
         variance += np.where(is_flat, np.maximum(contribution, floor[h]), contribution)
     studentised = np.sort(shift / np.sqrt(variance))
@@ -124,7 +130,7 @@ def _drawn_sums(
     A sample is drawn with replacement and has as many values as there are. `discordant` [G] is 1 or 0.
     """
     one_stratum: IntArray = np.zeros(len(values), dtype=np.int64)
-    # `distinct` compares a fixed number of decimals.
+    # `distinct` compares a fixed number of decimals, so the largest value is made 1.
     unit = np.abs(values).max()
     columns = np.column_stack([values / unit, discordant])
     rows, stratum, number = distinct(columns, one_stratum)

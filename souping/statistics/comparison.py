@@ -45,10 +45,10 @@ class Comparison:
     groups: int
     # Share of items on which the two scores differ.
     discordant: float
-    # Half the distance of the values that the statistic of the test can take, 0 unless all groups
-    # that differ do so by as much.
+    # Half the distance between neighbouring values of the test's statistic; 0 unless all groups that
+    # differ do so by the same amount.
     step: float = 0.0
-    # Degrees of freedom of a difference of training runs.
+    # Degrees of freedom of the variance between training runs, and its share of the whole variance.
     degrees: float = math.inf
     run_share: float = 1.0
 
@@ -66,8 +66,11 @@ class Comparison:
 
     @property
     def least(self) -> float:
-        """The smallest difference that is beyond chance: the farther limit's distance, and of a difference that is
-        beyond chance that of the limit which shows it."""
+        """The smallest difference that would be beyond chance, by the width of the interval.
+
+        If this difference is beyond chance, the limit next to 0 shows it, so the width is that limit's distance. If
+        not, it is the distance of the farther limit.
+        """
         difference, low, high = self.estimate
         if low > 0:
             return difference - low
@@ -98,12 +101,14 @@ def contrast(
 ) -> Comparison:
     """Model a minus model b, with an interval and a p-value that hold whatever the missing answers are.
 
-    An objective that is not linear, such as the lowest category mean, is tested in every category, without a
-    correction. It rises with every category mean, and by as much as all of them rise. So its difference is not below
-    the lowest difference of a category and not above the highest, and it is within the lowest lower and the highest
-    upper limit. They exclude 0 where every category shows the same. Unless `tested`, there is no p-value (nan).
+    An objective that is not linear, such as the lowest category mean, is tested in every category. It rises with every
+    category mean, and by as much as all of them rise. So its difference is not below the lowest difference of a
+    category and not above the highest, and it is within the lowest lower and the highest upper limit. They exclude 0
+    only if every category shows the same, so there is no correction for the number of categories.
+
+    Unless `tested`, there need not be a p-value: it may be nan.
     """
-    # The scores as counted, and with the missing answers in favour of b, and of a.
+    # The scores as counted and, if answers are missing, with these in favour of b, and of a.
     at_corners = []
     for corner in scores.corners(a, b):
         at_corners.append(contrast_at(corner, a, b, level, draws=draws, seed=seed, tested=tested))
@@ -112,7 +117,7 @@ def contrast(
     if value is None:
         return comparison
 
-    # The objective is not linear.
+    # The objective is not linear: its difference, limits and p-value replace those of the weighted mean.
     by_category = []
     for category in range(len(scores.items.names)):
         alone = scores.alone(category)
@@ -150,7 +155,6 @@ def contrast_at(
         if variance.total:
             return _over_runs(paired, variance, level)
 
-    # An interval without a p-value takes half the time.
     intervals = paired_intervals(
         paired.grouped,
         paired.bound,
@@ -158,7 +162,8 @@ def contrast_at(
         alpha=level.alpha,
         draws=draws,
         seed=seed,
-        highest=1.0 if tested else level.alpha,  # a p-value needs the intervals at every level
+        # A p-value needs the intervals at every level. Without it, they take half the time.
+        highest=1.0 if tested else level.alpha,
     )
     test = GRADED_TEST if paired.graded else TEST
     comparison = comparison_of(paired, intervals, level, test, tested)
@@ -243,8 +248,9 @@ def paired_intervals(
 ) -> NestedIntervals:
     """Intervals of T within -bound..bound; `alpha` is the lowest level that the draws resolve.
 
-    They hold up to the `highest` level: for a p-value, 1. Sign flips alone are valid of right or wrong; `graded` scores
-    have bootstrap-t limits too.
+    `highest` is the largest level that will be asked for: 1 for a p-value; a lower one is faster. For right-or-wrong
+    scores, sign flips alone are valid. If scores are `graded`, models of equal means need not be exchangeable, so
+    bootstrap-t limits count too, and `NestedIntervals` adds more for what no group showed.
     """
     draws = draws_for(alpha, draws)
     flips = flip_reach(scores, draws=draws, seed=seed, highest=highest)
@@ -294,8 +300,8 @@ class VarianceParts:
 def split_variance(scores: ScoreTable, a: str, b: str) -> VarianceParts:
     """Split of the variance of model a minus model b, on items for which every run has a score.
 
-    The total is the variance over items plus that over runs, less what both count, and never below the larger of the
-    two. All models share one variance between runs, pooled over the models with several runs.
+    The total is the variance over items plus that over runs, less what both count (`overlap`), and never below the
+    larger of the two. All models share one variance between runs, pooled over the models with several runs.
     """
     over_items = float(scores.difference(a, b).variances.sum())
     answers = answer_variance(scores, over_items, a, b)

@@ -86,7 +86,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def step_down(
     order: Sequence[Test], decide: Callable[[Sequence[Test]], tuple[bool, float]]
 ) -> dict[Test, float]:
-    """{test: number of tests that it is corrected for}, one step a test.
+    """{test: number of tests that it is corrected for}, one step per test.
 
     `order` has the largest difference first. `decide` takes the tests that remain and returns whether the first of them
     is shown, and for how many tests it is corrected: their number by Holm's steps, fewer by max-T. From the first test
@@ -106,7 +106,8 @@ def release(tests: Iterable[Test], shown: Callable[[Test, int], bool]) -> dict[T
     """{test: number of tests that it is corrected for}, where tests have no order.
 
     `shown` takes a test and that number. Of the tests that remain, all that are shown leave together (which shows the
-    same tests as Holm's steps). Those that are never shown are corrected for each other.
+    same tests as Holm's steps). Those that are never shown are corrected for each other. To know which a test is, the
+    caller looks at it again with its number.
     """
     remaining = list(tests)
     corrections: dict[Test, int] = {}

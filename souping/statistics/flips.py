@@ -56,8 +56,9 @@ def variance_of_sums(
 ) -> FloatArray:
     """Variance of a sum over n groups: n / (n - 1) (sum of squares - square of the sum / n).
 
-    By `sums`, `squares` and `sizes` [..., H] of the groups' values. Flipping signs changes the sums,
-    never the sums of squares. It may be below zero by rounding.
+    `sums` and `squares` are the sums of the groups' values and of their squares, `sizes` the numbers
+    of groups, all [..., H]. Flipping signs changes the sums, never the sums of squares. The variance
+    may be below zero by rounding.
     """
     variance = (squares - sums**2 / sizes) * sizes / np.maximum(sizes - 1, 1)
     return np.asarray(variance)
@@ -300,16 +301,18 @@ def flip_reach(
             chance = chance * np.where(reached, exact / p_value, (1 - exact) / (1 - p_value))
         p_value = exact
 
-    # How many of the farthest patterns decide the limits at levels up to the `highest`, at most.
+    # How many of the farthest patterns decide the limits at levels up to the `highest`, at most: as many as it takes if
+    # they are the least likely ones.
     count = 1 + int(np.cumsum(np.sort(chance)).searchsorted(highest))
-    distances = flips.distances(-1.0, count) * pulls.unit
+    distances = flips.distances(side=-1.0, count=count) * pulls.unit
 
     # Downwards, a pattern reaches T = 0 just where the test says so.
     farther = np.maximum(distances, total)
     nearer = np.minimum(distances, total * (1 - ZERO_DIFFERENCE))
     down = Distances.of(np.where(reached, farther, nearer), chance)
     # Upwards, away from T = 0, patterns keep the chances with which they were drawn.
-    up = Distances.of(flips.distances(1.0, count) * pulls.unit, flips.chance)
+    upwards = flips.distances(side=1.0, count=count) * pulls.unit
+    up = Distances.of(upwards, flips.chance)
     if pulls.turned:
         return FlipReach(down=up, up=down, p_value=p_value)
     return FlipReach(down=down, up=up, p_value=p_value)
@@ -373,11 +376,11 @@ def _sorted_rows(pull: FloatArray, slope: FloatArray, stratum: IntArray) -> list
 
 @frozen
 class SignFlips:
-    """Sign patterns as what T and its variance are made of, in units of the pulls, around T.
+    """Sign patterns, as the coefficients from which T* and its variance follow at any shift.
 
-    The variance of the scores less T + x is q(x) - v(x). The scalar q comes from the sums of
-    squares of the strata and v from the squares of their sums; both are polynomials
-    c0 - 2 x c1 + x^2 c2.
+    All are in units of the pulls. A shift x is from T, where T* = P - x S and the variance of the scores
+    less T + x is q(x) - v(x). The scalar q comes from the sums of squares of the strata and v from the
+    squares of their sums; both are polynomials c0 - 2 x c1 + x^2 c2.
     """
 
     total: float  # T, of the pulls
@@ -399,6 +402,7 @@ class SignFlips:
         # A stratum of n groups adds n / (n - 1) (sum of squares - square of the sum / n).
         factor = pulls.sizes / np.maximum(pulls.sizes - 1, 1)
         spread = factor / pulls.sizes
+        # In the pattern that was seen, all signs are positive.
         seen = _parts(stratum_sums(number[:, None], rows, number, stratum, strata), spread)
         if is_countable(number):
             plus, chance = every_pattern(number)
@@ -458,6 +462,7 @@ class SignFlips:
             reached = total**2 * seen_variance >= x**2 * self._variance(parts[2:], side * x)
             inside = np.where(reached, middle, inside)
             outside = np.where(reached, outside, middle)
+            # Drop the patterns that can no longer be among the `count` farthest.
             if count < len(place):
                 possible = outside > np.partition(inside, -count)[-count]
                 parts = parts.compress(possible, axis=1)
@@ -483,7 +488,10 @@ class SignFlips:
         return np.asarray(distances)
 
     def _variance(self, spread: FloatArray, x: FloatArray | float) -> FloatArray:
-        """q(x) - v(x), from the coefficients `spread` of v. At least a tiny part of q(x), as both may cancel."""
+        """q(x) - v(x), from the coefficients `spread` of v.
+
+        At least a tiny part of q(x), as the two may cancel, or of q(0), as q(x) may be 0 too.
+        """
         squares = _polynomial(self.squares, x)
         least = TINY_VARIANCE * np.maximum(squares, 1e-6 * self.squares[0])
         return np.asarray(np.maximum(squares - _polynomial(spread, x), least))

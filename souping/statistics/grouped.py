@@ -162,7 +162,7 @@ class GroupedScores:
 
     @cached_property
     def step(self) -> float:
-        """How much each group that is not 0 adds to T; 0 unless all of them add as much."""
+        """The size of what a group adds to T if it is the same for all groups that do not add 0; else 0."""
         pulls = np.abs(self.pulls)
         largest = float(pulls.max())
         is_zero = pulls <= ZERO_DIFFERENCE * largest

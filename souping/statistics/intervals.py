@@ -86,6 +86,7 @@ def wilson(mean: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval (1927) of a rate from n items; n need not be whole."""
     centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     margin = z / (1 + z**2 / n) * np.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    # Rounding may put a limit on the wrong side of the mean.
     low = min(mean, float(centre - margin))
     high = max(mean, float(centre + margin))
     return max(0.0, low), min(1.0, high)
@@ -94,8 +95,8 @@ def wilson(mean: float, n: float, z: float = Z95) -> tuple[float, float]:
 def effective_size(scores: ModelScores) -> float:
     """Items divided by the design effect of groups (Kish 1965), at most the number of items.
 
-    Where nothing varies the design effect is unknown: the number of groups, as if the items of a
-    group were copies.
+    Where nothing varies (but for rounding) the design effect is unknown: the number of groups, as if
+    the items of a group were copies.
     """
     n = len(scores.values)
     if scores.items.layout.groups == n:
@@ -117,7 +118,7 @@ def flat_margins(
     that show no variation.
 
     By Jeffreys' limit, with a chance of `tail` on each side, for the rate of an event that was never seen. Categories
-    whose mean is at the lowest possible score, `bottom`, or at the highest, `top`, cannot move past it.
+    whose mean is at the lowest score that an item can have, `bottom`, or at the highest, `top`, cannot move past it.
     """
     from scipy.special import betaincinv
 
@@ -126,13 +127,12 @@ def flat_margins(
     counts = scores.layout.by_stratum(scores.counts)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
-    # How far T moves if the share of a flat stratum's groups that Jeffreys' limit allows falls, or
-    # rises, [H]. Strata add in squares.
+    # How far T moves if as many groups of a flat stratum fall, or rise, as Jeffreys' limit allows,
+    # [H, C]. Strata add in squares.
     n = scores.sizes
     moves = scores.layout.shares * (scores.flat * betaincinv(0.5, n + 0.5, 1 - tail))[:, None]
-    scale = float(scores.weights.sum())
-    fall = (moves * (means > bottom / scale)).sum(axis=1)
-    rise = (moves * (means < top / scale)).sum(axis=1)
+    fall = (moves * (means > bottom)).sum(axis=1)
+    rise = (moves * (means < top)).sum(axis=1)
     return float(np.sqrt((fall**2).sum())), float(np.sqrt((rise**2).sum()))
 
 
@@ -171,12 +171,13 @@ def objective_interval(scores: ModelScores, *, draws: int = BOOTSTRAP_DRAWS) -> 
         )
 
     grouped = scores.grouped
-    scale = float(grouped.weights.sum())
     varying_below, varying_above = _varying_margins(grouped, draws)
-    flat_below, flat_above = flat_margins(grouped, bottom * scale, top * scale)
+    flat_below, flat_above = flat_margins(grouped, bottom, top)
     objective = grouped.objective
     low = objective - float(np.hypot(varying_below, flat_below))
     high = objective + float(np.hypot(varying_above, flat_above))
+    # T of items that all score 1: the weights need not sum to 1.
+    scale = float(grouped.weights.sum())
     return _interval(scores, objective, max(bottom * scale, low), min(top * scale, high))
 
 

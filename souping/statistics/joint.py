@@ -26,7 +26,7 @@ from souping.statistics.score_table import ItemTable, Paired, ScoreTable, withou
 
 MAX_T = "max-T of studentised sign flips over groups"
 ColumnPair = tuple[int, int | None]
-"""A column, and the column that is subtracted from it; None for a column alone."""
+"""A column, and the column that is subtracted from it, which must be of the same groups; None for a column alone."""
 
 
 @frozen
@@ -45,7 +45,8 @@ class JointFlips:
 
     @classmethod
     def of(cls, pulls: FloatArray, stratum: IntArray, sizes: FloatArray, draws: int) -> JointFlips:
-        """Sums in the pattern seen and in `draws` random ones, from the fields of these names with a unit of 1."""
+        """Sums in the pattern seen and in `draws` random ones. The other arguments are the fields of these names, but
+        the `pulls` are in scores."""
         _, exponent = np.frexp(np.abs(pulls).max())
         unit = 2.0 ** int(exponent)
         pulls = pulls / unit
@@ -86,11 +87,12 @@ class JointFlips:
             seen = seen - self.seen[:, subtracted]
             drawn = drawn - self.drawn[:, :, subtracted]
         sums = np.concatenate([seen[None], drawn])  # [1 + D, H]
-        # What is left is rounding.
+        # No group differs: what is left is rounding.
         if np.abs(pulls).max() <= ZERO_DIFFERENCE:
             pulls = np.zeros_like(pulls)
             sums = np.zeros_like(sums)
 
+        # A subtracted column is of the same groups.
         sizes = self.sizes[:, column]
         squares = np.bincount(self.stratum, pulls**2, len(sizes)).astype(float)
         totals, errors = studentised(sums, squares, sizes)
@@ -173,7 +175,8 @@ def picked_tests(
 ) -> float:
     """Tests that a comparison stands for if its models may have been picked, by known scores, as one of these pairs.
 
-    `scores` [M, I] are nan where a model did not answer; it then counts as the mean of the others.
+    `scores` [M, I] are nan where a model did not answer; it then counts as the mean of the others. `pairs` are numbers
+    of models.
     """
     differences: list[ColumnPair] = list(pairs)
     if len(differences) < 2:
@@ -193,8 +196,9 @@ def picked_tests(
 class MaxTReach(Reach):
     """Simultaneous limits: the size that the largest of all |t*| reaches with a chance of `level`.
 
-    In a category of few groups many patterns have all groups on one side, and no error. So it is
-    at most the size that the difference's own |t*| reaches with a chance of `level` / F.
+    In a category of few groups many patterns have all groups on one side: with hardly any standard
+    error, their |t*| is huge. So a limit is at most the size that the difference's own |t*| reaches
+    with a chance of `level` / `tests`.
     """
 
     error: float  # standard error of this difference
@@ -302,6 +306,7 @@ def _joint_flips(cells: Sequence[ModelPair], pairs: Sequence[Paired], alpha: flo
     pulls = np.zeros((int(group.max()) + 1, len(pairs)))
     for f, groups in enumerate(np.split(group, np.cumsum(sizes)[:-1])):
         pulls[groups, f] = pairs[f].grouped.pulls
+    # The items of a cell are of one category, so its groups are one stratum.
     one_stratum = np.zeros(len(pulls), dtype=np.int64)
     draws = draws_for(alpha, SIGN_DRAWS)
     return JointFlips.of(pulls, one_stratum, np.array([sizes], dtype=float), draws)

@@ -88,10 +88,15 @@ class Unseen:
 
     @classmethod
     def of(cls, scores: GroupedScores, pulls: FloatArray, graded: bool, tests: int) -> Unseen:
-        """By the groups whose `pulls` [G] are above 0: those of the difference for one side, turned for the other."""
+        """By the groups whose `pulls` [G] are above 0.
+
+        How far T may rise follows from the pulls of the difference, and how far it may fall from their negatives.
+        """
         moves = scores.layout.spans
+        # A smaller pull is rounding.
         is_side = pulls > FLAT_VARIANCE * moves.max()
         k = np.bincount(scores.stratum, is_side, scores.strata).astype(float)
+        # Groups may pull by different amounts: the root mean square stands for all k.
         squares = np.bincount(scores.stratum, np.where(is_side, pulls**2, 0.0), scores.strata)
         root_mean_square = np.sqrt(squares / np.maximum(k, 1))
         n = scores.sizes
@@ -118,7 +123,7 @@ class Unseen:
         return max(reach + float(beyond_normal.max()), float(exact.max()))
 
     def _beyond(self, tail: float, exact: bool = False) -> FloatArray:
-        """How far Jeffreys' limit, or the exact one, is beyond the rate seen, [H]."""
+        """How far the upper limit (Jeffreys', or the `exact` one) of the rate is beyond k / n, [H]."""
         from scipy.special import betaincinv
 
         more = 1.0 if exact else 0.5
@@ -131,8 +136,7 @@ class Unseen:
     def _share_beyond_normal(self) -> FloatArray:
         """The share of `_beyond`'s distance that a normal limit lacks, at 95 %, [H]: 1 where k is 0.
 
-        `_beyond` is the distance from the rate k / n of a stratum to its upper limit. At other levels the share is the
-        same, so that what is added never falls as the level does.
+        At other levels the share is the same, so that what is added never falls as the level does.
         """
         rate = self.k / self.n
         normal = Z95 * np.sqrt(rate * (1 - rate) / self.n)

@@ -51,18 +51,20 @@ def items_for(comparison: Comparison, margin: float = MARGIN) -> int:
     """Items on which a true difference of the margin has 80 % power, by the width of the interval."""
     if margin <= 0:
         return rounded_up(math.inf)
-    # With x^2 times the items the difference is width / x + step / x^2: the root of
-    # margin x^2 - width x - step.
+    # With x^2 times the items the detectable difference is width / x + step / x^2. It equals the margin at
+    # the root of margin x^2 - width x - step.
     width = detectable(comparison) - comparison.step
     x = (width + math.sqrt(width**2 + 4 * margin * comparison.step)) / (2 * margin)
     return rounded_up(comparison.n * x * x)
 
 
 def detectable(comparison: Comparison) -> float:
-    """True difference that has 80 % power, and the margin that has it if the models are equal, by the farther limit of
-    the interval (not by the difference that was seen): what unseen items could add may widen one side alone.
+    """True difference that the test finds with 80 % power; a margin as large is shown with 80 % power if the models are
+    equal.
 
-    Of a few discordant items, the test can only reject at the next whole one: the continuity correction is half a step.
+    It follows from the distance of the farther limit, as what no item showed may widen one side alone, and not from the
+    difference that was seen. Of a few discordant items, the test can only reject at the next whole one: `step` is added
+    as a continuity correction.
     """
     below = comparison.difference - comparison.low
     above = comparison.high - comparison.difference
@@ -72,24 +74,27 @@ def detectable(comparison: Comparison) -> float:
     return needed * max(below, above) / quantile + comparison.step
 
 
-def errors_for_power(level: float, degrees: float, run_share: float) -> tuple[float, float]:
-    """(standard errors that an interval reaches, those of a true difference that has 80 % power).
+def errors_for_power(confidence: float, degrees: float, run_share: float) -> tuple[float, float]:
+    """(standard errors that an interval of this `confidence` reaches, those of a true difference that has 80 % power).
 
     Of the variance, `run_share` was estimated from few runs (`BanerjeeReach`). If that part came out s^2 times too
     large, and comes out u^2 times too large in the comparison that is planned, an interval reaches
-    sqrt(z^2 (1 - share) + t^2 share u^2 / s^2). The power is that on average over s^2 and u^2 ~ chi^2 / degrees.
+    sqrt(z^2 (1 - share) + t^2 share u^2 / s^2). The power is that on average over s^2 and u^2 ~ chi^2 / degrees. All
+    errors are in units of the standard error as it was estimated.
     """
-    z = NORMAL.inv_cdf((1 + level) / 2)
+    z = NORMAL.inv_cdf((1 + confidence) / 2)
     if degrees > MANY_DEGREES:
         return z, z + NORMAL.inv_cdf(POWER)
     from scipy.special import chdtri, ndtr, stdtrit
 
-    t = float(stdtrit(degrees, (1 + level) / 2))
+    t = float(stdtrit(degrees, (1 + confidence) / 2))
     tails = (np.arange(FUTURE_ERRORS) + 0.5) / FUTURE_ERRORS
     squares = chdtri(degrees, tails) / degrees
+    # s^2 along the rows, u^2 along the columns.
     true_runs = run_share / squares[:, None]
     reaches = np.sqrt(z**2 * (1 - run_share) + t**2 * true_runs * squares)
     errors = np.sqrt(1 - run_share + true_runs)
+    # Halve the difference, from 0 to one that surely has the power.
     low = 0.0
     high = 100 * t
     for _ in range(POWER_HALVINGS):
@@ -139,15 +144,17 @@ class RunPower:
         the part of runs.
         """
         now = self._detectable_now
+        # No variance between runs is known.
         if math.isinf(self.comparison.degrees):
             return now / math.sqrt(times_items)
         parts = self._parts
         over_items = (parts.total - parts.run_means) / times_items
         # True differences between runs stay; noise of their answers shrinks with more items.
-        shift = min(parts.runs or 0.0, parts.run_means)
-        over_runs = shift + (parts.run_means - shift) / times_items
+        lasting = parts.runs or 0.0
+        over_runs = lasting + (parts.run_means - lasting) / times_items
         over_runs *= self._per_run(more_runs) / self._per_run(0)
         total = over_items + over_runs
+        # Every further run of either model adds a degree of freedom.
         degrees = self.comparison.degrees + more_runs * len(self._runs)
         _, errors = errors_for_power(self.comparison.level.confidence, degrees, over_runs / total)
         return now * errors / self._errors_now * math.sqrt(total / parts.total)
@@ -179,8 +186,8 @@ class RunPower:
 
 @frozen
 class MoreAnswers:
-    """What as many more answers as there are items can do: one more for each item, or the same number for each of
-    `items` new ones. The gains are like `Power.gain`."""
+    """What as many more answers as there are items would do: one more answer to each item, or `items` new ones that get
+    `repeats` answers each. The gains are the `Power.gain` of either."""
 
     repeats: int
     """answers to each item by now"""
@@ -191,8 +198,11 @@ class MoreAnswers:
 
 @frozen
 class Power:
-    """True `gain` over the best candidate (of inner scores) that is called better than every candidate in 80 % of runs
-    on `items` test items, and the items `needed` for a gain of `margin`. `more` is known of sampled answers."""
+    """What a report on `items` test items can show: a soup whose true score is above the best candidate's by `gain` (in
+    inner scores) is called better than every candidate in 80 % of runs. A gain of `margin` takes the items `needed`.
+
+    `assumed` says that no answers of the candidates were known. `more` is None unless items have several answers
+    that vary."""
 
     gain: float
     items: int
@@ -221,7 +231,7 @@ def power_of(
         measured = {name: scores.items[name] for name in scores.candidates}
         return measured_power(measured, report, objective, margin, repeats)
     count = len(scores.candidates)
-    # Half for each of two models, whose difference has both variances.
+    # The difference of two models has the sum of their variances, so each has half.
     covariance = np.eye(count) * DISCORDANCE / 2 / _worth(ItemTable.of(report, objective))
     levels = np.zeros(count)
     size = len(report)
@@ -249,12 +259,13 @@ def measured_power(
     if len(grouped) < 2 or pair <= 0:
         return None
 
-    # Equal candidates differ by chance: `chance` is the mean of that variance and one standard deviation.
-    # `reliable` is the share of the candidates' variance beyond it.
+    # The scores of M equal candidates have a variance of about pair / 2 by chance; its relative standard
+    # deviation is sqrt(2 / (M - 1)). `chance` is one of these above that mean, and `reliable` is the share of
+    # the candidates' variance that exceeds it.
     levels = np.array([candidate.objective for candidate in grouped])
     chance = pair / 2 * (1 + math.sqrt(2 / (len(levels) - 1)))
     reliable = max(0.0, 1 - chance / max(float(levels.var(ddof=1)), chance))
-    # From the items that were answered to those of the test split.
+    # The factor from a variance on the items that were answered to one on the test split.
     scale = _worth(table) / _worth(ItemTable.of(report, objective))
     futures = _Futures(levels=levels, covariance=covariance, reliable=reliable)
     demanded = futures.demanded(scale * covariance)
@@ -265,11 +276,11 @@ def measured_power(
         return power
 
     # One more answer leaves repeats / (repeats + 1) of the variance over the draw of answers.
-    fewer = futures.demanded(scale * (covariance - np.diag(answers) / (repeats + 1)))
+    one_more = futures.demanded(scale * (covariance - np.diag(answers) / (repeats + 1)))
     more_items = math.ceil(len(report) / repeats)
     more = MoreAnswers(
         repeats=repeats,
-        answers_gain=futures.gain(fewer),
+        answers_gain=futures.gain(one_more),
         items=more_items,
         items_gain=futures.gain(demanded, 1 + more_items / len(report)),
     )
@@ -309,6 +320,8 @@ class _Futures:
     def __init__(self, levels: FloatArray, covariance: FloatArray, reliable: float) -> None:
         rng = np.random.default_rng(0)
         count = len(levels)
+        # If a part of the levels' variance is real, true levels are around these means with that part of the error
+        # variance.
         shrunken = levels.mean() + reliable * (levels - levels.mean())
         noise = rng.standard_normal((FUTURES, count)) @ _root(covariance)
         true = shrunken + math.sqrt(reliable) * noise
@@ -328,15 +341,21 @@ class _Futures:
         The soup's error varies around the candidates' mean error, with a variance by which soup and candidate differ as
         much as two candidates do on average.
         """
+        # A candidate's error varies around the mean of M by pair / 2 * (M - 1) / M, on average. The soup's error gets
+        # the rest of `pair`, the variance of a difference.
         count = len(covariance)
         soup_sd = math.sqrt(pair_variance(covariance) * (count + 1) / (2 * count))
+        # Each candidate's error less the soup's [D, M].
         error = self._errors @ _root(covariance)
         error += soup_sd * self._soup - error.mean(axis=1, keepdims=True)
         return np.asarray(NORMAL.inv_cdf(1 - ALPHA / 2) * error.std(axis=0) + error)
 
 
 def _root(covariance: FloatArray) -> FloatArray:
-    """Transposed Cholesky factor; a little is added to the diagonal, as the covariance may be singular."""
+    """Transposed Cholesky factor, which gives random numbers [D, M] this covariance.
+
+    A little is added to the diagonal, as the covariance may be singular.
+    """
     ridge = 1e-9 * covariance.trace() * np.eye(len(covariance))
     return np.asarray(np.linalg.cholesky(covariance + ridge).T)
 
@@ -344,7 +363,7 @@ def _root(covariance: FloatArray) -> FloatArray:
 def _power(
     futures: _Futures, demanded: FloatArray, items: int, margin: float, assumed: bool
 ) -> Power:
-    """Power on `items` test items, which demand such gains [D, M]."""
+    """Power on `items` test items, on which a gain over each candidate must be as `demanded` [D, M] to be shown."""
     # Halve the logarithm of the factor on the items, from 20 items to twice as many as `rounded_up` reports.
     too_few = math.log(20 / items)
     enough = math.log(2 * ABSURD / items)

@@ -58,7 +58,10 @@ class ItemTable:
         )
 
     def at(self, place: BoolArray) -> ItemTable:
-        """The items of this mask [I], of a linear objective. Categories without any of them are left out."""
+        """The items of this mask [I]; only of a linear objective, whose coefficients are scaled to sum to 1.
+
+        Categories without any of the items are left out.
+        """
         if place.all():
             return self
         used, categories = np.unique(self.categories[place], return_inverse=True)
@@ -328,7 +331,7 @@ class ScoreTable:
         return Paired(names=(a, b), deltas=deltas, grouped=grouped, bound=bound, graded=graded)
 
     def _is_right_or_wrong(self, a: str, b: str) -> bool:
-        """Whether both models have two scores alone, in units of their categories' ranges: 0 and 1, or 0 and 100."""
+        """Whether both models have two scores at most, such as 0 and 100, in units of their categories' ranges."""
         counted = np.concatenate([self.counted(a), self.counted(b)])
         if self.items.ranges is not None:
             counted = counted / self.items.ranges[self.items.categories]
@@ -376,8 +379,9 @@ def without_rounding(differences: FloatArray) -> FloatArray:
 def _ranges(items: ItemTable, scores: Sequence[FloatArray]) -> FloatArray | None:
     """By how much the scores [R, I] of several models can differ in each category, [C]; None if all are from 0 to 1.
 
-    That is the distance of the lowest from the highest of them. Scores above 0 start at 0, which losses (turned, below
-    0) do only if all are the same. In categories whose scores are all 0 it is the largest range of the others.
+    That is the distance from the lowest to the highest score, and from 0 if the lowest is above 0. Losses are turned,
+    so they are below 0: their range ends at the highest of them, or at 0 if all are the same. If all scores of a
+    category are 0, it is the largest range of the others.
     """
     lowest = np.full(len(items.coefficients), np.inf)
     highest = -lowest

@@ -22,7 +22,7 @@ from souping.analysis.front import (
 from souping.analysis.surface import design_effect, fitted_surface
 from souping.core.reading import to_json
 from souping.core.types import Item, Recipe, Result, Trial, UserError
-from souping.core.unit import BITS_PER_BYTE, POINTS
+from souping.core.unit import BITS_PER_BYTE, POINTS, Unit
 from souping.search.adaptive import Adaptive
 from tests.support.drawings import line, segments
 
@@ -52,6 +52,12 @@ def trial(number: int, point: tuple[float, ...], values: Any, lengths: Any) -> T
 def test_goals_must_be_two_known_names_with_weights_above_zero(pareto: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolve_goals(pareto, ["a", "b"], {}, POINTS)
+
+
+def test_scores_that_are_shown_as_fractions_of_1_can_be_goals() -> None:
+    unit = Unit(name="F1", symbol="F1", meaning="mean F1", scale=1.0, digits=3, min_gain=0.01)
+    goals = resolve_goals(["a", "tokens"], ["a", "b"], {}, unit)
+    assert [(goal.name, goal.lengths) for goal in goals] == [("a", False), ("tokens", True)]
 
 
 def test_a_front_holds_what_nothing_beats() -> None:

@@ -73,6 +73,14 @@ def test_rows_that_fail_when_any_does_are_held_to_holms_levels() -> None:
     assert open_ended == {"a": ("undecided", ""), "b": ("much-worse", "")}
 
 
+def test_a_row_without_a_margin_counts_for_much_worse_so_that_much_worse_implies_worse() -> None:
+    highs = {"a": [-2.0, 0.1], "b": [0.1, 0.2]}
+    verdicts = decide(
+        {"a": 1.0, "b": None}, lambda name, tests: [(-9.0, highs[name][int(tests) - 1])]
+    )
+    assert [word for word, _ in verdicts.values()] == ["undecided", "undecided"]
+
+
 def test_passing_needs_no_correction() -> None:
     words = decide(
         dict.fromkeys("abc", 1.0), lambda name, tests: [(-0.5 * tests, 0.5 * tests)]
