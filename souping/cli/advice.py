@@ -43,7 +43,7 @@ def key_advice(key: str, known: Iterable[str]) -> str:
     """
     group, _, below = key.partition(".")
     parent, dot, name = key.rpartition(".")
-    # Choices of the group have the key, but not the one in use.
+    # Other choices of the group have the key: the one in use lacks it.
     if key in owners():
         for word in sys.argv[1:]:
             if _chooses(word, group):
@@ -55,10 +55,11 @@ def key_advice(key: str, known: Iterable[str]) -> str:
         return _meant(HINTS[key])
     if group in groups() and (near := closest(name, known)):
         return _meant([parent + dot + near])
-    # A name without its group, or with one that it does not need: `k` for `selector.k`.
     full_keys = []
     for full_key in owners():
-        if key in full_key.partition(".") or full_key in key.partition("."):
+        owner, _, setting = full_key.partition(".")
+        # `k` or `selector` for `selector.k`, or a name too many in front of it: `run.selector.k`.
+        if key in (owner, setting) or below == full_key:
             full_keys.append(full_key)
     full_keys = full_keys or get_close_matches(key, owners(), n=1, cutoff=0.85)
     if not full_keys and (near := closest(group, known)):
@@ -89,6 +90,7 @@ def value_advice(group: str, value: str) -> str:
     # The default choice has such a key: no other choice needs to be typed.
     if set(keys) & set(spelled):
         spelled = [key for key in keys if key in spelled]
+    # `pool.candidates` takes a list.
     if "candidates" in "".join(spelled) and not value.startswith("["):
         value = f"[{value},...]"
     return " or ".join(f"{key}={quote(value)}" for key in spelled)

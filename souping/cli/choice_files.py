@@ -75,7 +75,7 @@ def installed_choices(group: str) -> list[InstalledChoice]:
     return found
 
 
-def faults() -> list[str]:
+def package_faults() -> list[str]:
     """A line on each package whose choices cannot be found."""
     return _folders()[1]
 
@@ -100,7 +100,9 @@ def with_installed(words: Sequence[str]) -> list[str]:
     places = dict[str, None]()
     for word in words:
         key, _, value = word.lstrip("+~").partition("=")
+        # Without the place that Hydra lets follow: `group@place=choice`.
         group = key.partition("@")[0]
+        # Packages may also bring choices of Hydra's own groups, such as `hydra/launcher`.
         if not group.startswith("hydra/") and group not in groups():
             continue
         names = re.split(r"[][(),'\"\s]+", value)

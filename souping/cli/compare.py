@@ -50,7 +50,6 @@ def compare_logs(arguments: Sequence[str]) -> int:
         return _compare(vars(_parser().parse_args(arguments)))
     except (UserError, OSError) as error:
         stop(safe(error_text(error)), 2)
-        return 2
 
 
 def _compare(settings: dict[str, Any]) -> int:

@@ -1,4 +1,8 @@
-"""Keys at the root of the configuration: names, types, and the check of a value's type."""
+"""Keys at the root of the configuration: names and types; and the check of the type of any key's value.
+
+`check_root_keys` checks the root keys, and `souping.cli.parts` the keys of components while it builds them. Both call
+`setting_mismatch`, which adds what only a configuration has to `souping.core.fields.mismatch`.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +75,7 @@ CHOICES = {
     "pareto": Goals | None,
     "expected_mismatch": MismatchMode,
 }
-"""Root keys whose types are not Hydra's."""
+"""{key among `FREE`: its annotation}, for `check_root_keys`."""
 FREE = {
     **dict.fromkeys((*GROUPS, "stop_after", "upload", "expected", "guard", "pareto")),
     "expected_mismatch": "error",
@@ -197,7 +201,7 @@ def _how(key: str) -> str:
 
 
 def check_root_keys(config: Mapping[str, Any]) -> None:
-    """Check the root keys, and keep the configuration in `CHECKED` for later messages.
+    """Check the names and values of the root keys, and keep the configuration in `CHECKED` for later messages.
 
     Raises:
         UserError: an unknown key (the nearest is named), a wrong type, or a wrong value of a closed choice.
@@ -237,7 +241,10 @@ def key_of(path: str) -> str:
 
 
 def setting_mismatch(value: Json, hint: Hint) -> str | None:
-    """The end of a message: why a value does not fit an annotation; None if it does."""
+    """Check of the value of any key, root key or key of a component: why it does not fit, for the end of a message.
+
+    None if it fits. Components and empty texts are judged here, all other values by `mismatch`.
+    """
     # A part may be null only if its annotation says so.
     if is_part(hint) and not (value is None and fits(value, hint)):
         return "must be one of its group's choices"

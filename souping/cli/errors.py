@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from souping.cli.advice import joined_override, key_advice, value_advice
-from souping.cli.choice_files import choices, faults, groups, installed_choices
+from souping.cli.choice_files import choices, groups, installed_choices, package_faults
 from souping.cli.commands import COMMANDS, TYPED, misplaced
 from souping.cli.config_keys import PACKAGE, USER_CODE, RunKeys, key_of, setting_mismatch
 from souping.core.fields import hints_of
@@ -150,6 +150,7 @@ def explain(error: BaseException) -> str:
     """An error as one or two lines: what, where, what to do."""
     if isinstance(error, UserError):
         return str(error)
+    # One of Hydra's errors, for a choice that is missing, is an OSError too.
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         key = key_of(str(error.filename)) if error.filename else ""
         if key:
@@ -265,7 +266,7 @@ def _unknown_choice(error: BaseException) -> str:
         key = value_advice(group, choice)
         near = f"; for a value write {key}" if key else near
     lines = [f"{plus}{group}={choice}: there is no such choice{near}"]
-    return "\n".join([*lines, f"choices: {', '.join(options)}", *faults()])
+    return "\n".join([*lines, f"choices: {', '.join(options)}", *package_faults()])
 
 
 def _known_keys(error: BaseException) -> list[str]:

@@ -39,8 +39,8 @@ def benchmark_node(entry: Any, where: str, evaluator: Mapping[str, Any]) -> Benc
         entry = {"path": entry}
     elif isinstance(entry, str) and entry.strip():
         entry = {"name": entry, "tasks": [entry]}
-    named = isinstance(entry, Mapping) and isinstance(entry.get("name", ""), str)
-    if not named or not entry.keys() & {"path", "tasks"}:
+    is_valid = isinstance(entry, Mapping) and isinstance(entry.get("name", ""), str)
+    if not is_valid or not entry.keys() & {"path", "tasks"}:
         raise UserError(
             f"{where}={entry!r:.60} must be a file of items, an lm_eval task, or a mapping with path or tasks"
         )
@@ -82,9 +82,11 @@ def _tasks(entry: Mapping[str, Any], where: str, evaluator: Mapping[str, Any]) -
         tasks = [tasks]
     if not isinstance(tasks, list) or not tasks:
         raise UserError(f"{where}.tasks={tasks!r:.60} must be a list of tasks or groups of lm_eval")
+    # Settings that the entry takes over from the run's evaluator unless it has them itself.
     shared = model_settings(evaluator)
     if "include_path" in evaluator:
         shared |= {"include_path": evaluator["include_path"]}
+    # No settings of the harness: `_build_extra` in `parts` reads the limit, and the name is read below.
     settings = {key: value for key, value in entry.items() if key not in ("limit", "name")}
     name = str(entry.get("name") or "+".join(map(str, tasks)))
     node = {"_target_": HARNESS, **shared, **settings, "tasks": tasks}

@@ -123,13 +123,14 @@ ON_RUNS = {"analyse": analyse_run, "upload": send_soup}
 def configuration(
     run_dir: Path,
     overrides: Sequence[str],
-    choices: Sequence[str] = (),
+    choice_folders: Sequence[str] = (),
     allow_code: bool = False,
     unused: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The run's configuration with the analyses and settings of the command line.
 
-    `choices` are folders with choices of the user's. `unused` are KEY= of keys that may name code, as it does not run.
+    `choice_folders` have choices of the user's. `unused` are `KEY=` of keys that may name code, because the command
+    does not use them.
 
     Raises:
         UserError: there is no run, or a word is no override.
@@ -146,7 +147,7 @@ def configuration(
         raise UserError(f"{run_dir} only merged: there is nothing to analyse")
     analyses = [word for word in overrides if ANALYSIS_OVERRIDE.match(word)]
     # A run's file may lack keys that have a default today.
-    defaults = _composed(before, analyses, choices)
+    defaults = _composed(before, analyses, choice_folders)
     plain = {**defaults, **unresolved(before)}
     if analyses or "analysis" not in before:
         plain["analysis"] = defaults["analysis"]
@@ -162,15 +163,15 @@ def configuration(
 
 
 def _composed(
-    before: DictConfig, analyses: Sequence[str], choices: Sequence[str]
+    before: DictConfig, analyses: Sequence[str], choice_folders: Sequence[str]
 ) -> dict[str, Any]:
     """Today's defaults with the `analyses` of the command line or, without any, of the run; nothing is resolved yet."""
     words = list(analyses)
     # Overrides of a key of an analysis leave the run's list of analyses as it is.
     if not any(re.match(r"\+{0,2}analysis=", word) for word in analyses) and "analysis" in before:
         words.insert(0, f"analysis=[{','.join(map(str, before.analysis))}]")
-    if choices:
-        places = ",".join(str(Path(place).resolve()) for place in choices)
+    if choice_folders:
+        places = ",".join(str(Path(folder).resolve()) for folder in choice_folders)
         words.append(f"hydra.searchpath=[{places}]")
     with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         return unresolved(compose("config", with_installed(words)))
@@ -229,6 +230,7 @@ def code_in(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
             runs_code = name == "_target_" and str(inner) not in shipped()
+            # A setting that is null or empty starts nothing.
             if is_component and RUNS_CODE.fullmatch(where) and inner:
                 runs_code = True
             if is_component and name == "tasks" and isinstance(inner, list):

@@ -12,9 +12,9 @@ from pathlib import Path
 from souping.cli.choice_files import (
     check_choice,
     choices,
-    faults,
     groups,
     installed_choices,
+    package_faults,
 )
 from souping.cli.commands import COMMANDS, PLANNED
 from souping.core.fields import pick
@@ -41,7 +41,7 @@ def completed() -> bool:
     if command not in COMMANDS:
         # Overrides of `run`.
         return False
-    # A command that parses its own arguments has none, and no completion.
+    # Without overrides, the command parses its own arguments, and nothing completes them.
     overrides = COMMANDS[command].overrides
     if overrides is not None:
         os.environ["COMP_LINE"] = " ".join([app, *overrides, after])
@@ -101,22 +101,27 @@ def settings_schema() -> str:
 def keys(name: str) -> Iterator[str]:
     """Lines of help on a name: what a command does, or each choice of a group (`GROUP=CHOICE`: one) with its keys.
 
+    Help on a group ends with a line for each installed package whose choices cannot be found: it may bring some of
+    this group.
+
     Raises:
         UserError: there is no such command, group or choice.
     """
     if name in COMMANDS:
-        yield from _command(name)
+        yield from _command_help(name)
         return
     group, _, choice = name.partition("=")
     pick(group, [*groups(), *COMMANDS], "help: group or command")
-    files = {path.stem: path for path in sorted((conf_folder() / group).glob("*.yaml"))}
-    brought = installed_choices(group)
+    shipped = choices(group)
+    from_packages = installed_choices(group)
     if choice:
-        pick(choice, [*files, *(each.name for each in brought)], f"help: {group}")
-    for each, path in files.items():
-        if choice in ("", each):
-            yield from _choice(f"{group}={each}", path)
-    for installed in brought:
+        names = [*shipped, *(installed.name for installed in from_packages)]
+        pick(choice, names, f"help: {group}")
+    for shipped_name in shipped:
+        if choice in ("", shipped_name):
+            file = conf_folder() / group / f"{shipped_name}.yaml"
+            yield from _choice_help(f"{group}={shipped_name}", file)
+    for installed in from_packages:
         if choice in ("", installed.name):
             yield f"# of the package {installed.package}"
             try:
@@ -124,11 +129,11 @@ def keys(name: str) -> Iterator[str]:
             except UserError as error:
                 yield f"# refused: {error}\n"
             else:
-                yield from _choice(f"{group}={installed.name}", installed.file)
-    yield from faults()
+                yield from _choice_help(f"{group}={installed.name}", installed.file)
+    yield from package_faults()
 
 
-def _choice(word: str, file: Path) -> Iterator[str]:
+def _choice_help(word: str, file: Path) -> Iterator[str]:
     """Lines of help on a choice: what to type, and its keys."""
     yield f"{'+' * word.startswith('experiment=')}{word}"
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -138,7 +143,7 @@ def _choice(word: str, file: Path) -> Iterator[str]:
     yield ""
 
 
-def _command(name: str) -> Iterator[str]:
+def _command_help(name: str) -> Iterator[str]:
     """Lines of help on a command: its usage, what it does, and an example."""
     command = COMMANDS[name]
     yield f"usage: {program()} {name} {command.usage}\n\n{command.does}"

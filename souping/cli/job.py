@@ -156,7 +156,6 @@ def run_job(cfg: DictConfig) -> float | None:
     finally:
         if claimed:
             (run_dir / CLAIM).unlink(missing_ok=True)
-    return None
 
 
 def _discard(run_dir: Path, claimed: bool, error: Exception) -> None:

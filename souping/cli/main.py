@@ -25,7 +25,7 @@ def main() -> None:
     # Without this, Hydra prints its own trace and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        _do()
+        _run_words()
         sys.stdout.flush()
     except KeyboardInterrupt as end:
         _stop_interrupted(end)
@@ -70,7 +70,7 @@ def _stop_failed(error: Exception) -> None:
         stop(*format_error(error))
 
 
-def _do() -> None:
+def _run_words() -> None:
     """Do what the command line says. An exit status other than 0 goes to EXIT_STATUSES."""
     words = sys.argv[1:]
     TYPED[:] = words
@@ -98,11 +98,11 @@ def _do() -> None:
     plans = first == "plan" and "".join(words[1:2]) in PLANNED
     if plans:
         words = words[1:]
-    status = _command(words[0], words[1:], plans)
+    status = _run_command(words[0], words[1:], plans)
     EXIT_STATUSES.extend(filter(None, [status]))
 
 
-def _command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
+def _run_command(name: str, arguments: Sequence[str], plans: bool) -> int | None:
     """Do what a command says, or plan it; the exit status, None for a command that only ends with 0 or an error."""
     if name in ("analyse", "upload"):
         from souping.cli import finished

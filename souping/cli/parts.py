@@ -136,8 +136,8 @@ def build_part(node: Json, kind: Hint, where: str) -> Any:
     values = {
         key: _setting(value, hints.get(key, Any), where, key) for key, value in settings.items()
     }
-    for key in known:
-        if known[key] and key not in settings:
+    for key, required in known.items():
+        if required and key not in settings:
             raise UserError(f"{where}.{key} is not set")
     _refuse_abstract(target, where)
     # A function is the component itself: it is called later.
@@ -161,7 +161,11 @@ def _refuse_abstract(target: Callable[..., Any], where: str) -> None:
 
 
 def _setting(value: Json, hint: Hint, where: str, key: str) -> Any:
-    """The value of a component's setting: a component that is built from its node, or a value that fits `hint`."""
+    """The checked value of one key of a component: a component built from its node, or a plain value that fits `hint`.
+
+    Raises:
+        UserError: it does not fit; `where` is the key of the component, and `key` that of the value in it.
+    """
     if is_part(hint) and isinstance(value, Mapping) and "_target_" in value:
         # A component that another group chose (`${objective}`) is named by that group in errors.
         chosen = value == CHECKED.get(key)

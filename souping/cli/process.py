@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 EXIT_STATUSES: list[int] = []
@@ -55,7 +55,7 @@ class StandardStream(io.FileIO):
         except OSError as error:
             # From here on, everything goes to the null device.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-            # A reader that has seen enough needs no message.
+            # A reader that closed the pipe (`| head`) needs no message. One about standard error has nowhere to go.
             if error.errno != errno.EPIPE and self.fileno() == 1:
                 EXIT_STATUSES.append(2)
                 print(
@@ -101,7 +101,7 @@ def replace(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(REPLACE, replace)
 
 
-def stop(message: str, code: int) -> None:
+def stop(message: str, code: int) -> NoReturn:
     """End the process with a message on standard error."""
     sys.stdout.flush()
     if message:

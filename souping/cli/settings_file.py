@@ -43,8 +43,9 @@ class Setting:
 def with_file(words: Sequence[str]) -> list[str]:
     """The overrides of a command, with those that stand for a file of settings in its place.
 
-    The file's choices come first. Its values are an overlay in Hydra's configuration store, as they are: not all of
-    them could be written as overrides. What is typed too is left out of both.
+    The file's choices become overrides, and come first. Its values become an overlay in Hydra's configuration store,
+    because not all of them could be written as overrides. A key that is also typed is left out of both: what is typed
+    wins.
 
     Raises:
         UserError: there are two files, one cannot be read, or it has a key that no file can set.
@@ -74,7 +75,7 @@ def with_file(words: Sequence[str]) -> list[str]:
 
 
 def _keys(names: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """The names up to each key on the way: `guard` and `guard.x` for the latter."""
+    """The keys that names pass through, the shortest first: `guard` and `guard.x` for the names of `guard.x`."""
     starts = [names[:length] for length in range(1, len(names) + 1)]
     return list(filter(is_key, starts))
 
@@ -107,13 +108,15 @@ class _Reader:
     @property
     def settings(self) -> list[Setting]:
         """The settings of the file (UserError: it has none, or one that no file can have)."""
+        # {names of a key: the line that sets it}
         lines = dict[tuple[Any, ...], int]()
         # Shorter keys first: `expected` before `expected.a`, which is set twice then.
         settings = sorted(self._below(self._root(), ()), key=lambda each: len(each.names))
         for setting in settings:
             self._check(setting)
-            for earlier in filter(lines.__contains__, _keys(setting.names)):
-                raise self._twice(_dotted(setting.names), lines[earlier], setting.line)
+            for key in _keys(setting.names):
+                if key in lines:
+                    raise self._twice(_dotted(setting.names), lines[key], setting.line)
             lines[setting.names] = setting.line
         return settings
 
@@ -139,7 +142,7 @@ class _Reader:
     def _below(self, node: yaml.MappingNode, above: tuple[Any, ...]) -> Iterator[Setting]:
         """The settings in a mapping; `above` are the names of its key."""
         for key, inner, line in self._entries(node):
-            # A name in a mapping that is a value may have dots: it is a user's.
+            # Dots separate the names of a key. Below a key, they belong to a name that the user chose.
             names = (*above, *([key] if is_key(above) else str(key).split(".")))
             if isinstance(inner, yaml.MappingNode) and inner.value:
                 yield from self._below(inner, names)
@@ -176,7 +179,7 @@ class _Reader:
             raise self._error(node.start_mark.line + 1, first_line(error)) from error
 
     def _check(self, setting: Setting) -> None:
-        """Refuse keys of Hydra, of commands and of nobody, and what no configuration can hold."""
+        """Refuse Hydra's own keys, those that commands set, unknown keys, and values that OmegaConf cannot hold."""
         key = _dotted(setting.names)
         root = str(setting.names[0])
         if root.startswith("hydra"):

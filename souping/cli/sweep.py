@@ -73,7 +73,7 @@ def note_job(
         dry_run=dry_run,
         unit=unit,
     )
-    # An error of the job counts more than one of this file.
+    # The job has failed already: its own error is the one to report, not one of this file.
     with suppress(UserError) if refused else nullcontext():
         write_job(run_dir, job)
 
@@ -135,13 +135,14 @@ def check_goal(config: DictConfig) -> None:
             goal = OmegaConf.select(config, f"hydra.sweeper.{key}")
             if goal is None:
                 continue
-            resolved = OmegaConf.create(OmegaConf.to_container(config.evaluator, resolve=True))
-            unit = build_part(unresolved(resolved), GROUP_KINDS["evaluator"], "evaluator").unit
+            evaluator: Any = OmegaConf.to_container(config.evaluator, resolve=True)
+            unit = build_part(evaluator, GROUP_KINDS["evaluator"], "evaluator").unit
         except (UserError, OmegaConfBaseException):
             # Each job reports a broken evaluator, and Hydra a broken sweeper.
             return
         name = goal.name if isinstance(goal, Enum) else goal
         right = values[unit.higher_is_better]
+        # Optuna takes a list of directions too, one per objective.
         if name not in (right, [right]):
             better = "higher" if unit.higher_is_better else "lower"
             what = f"a job returns one score, {unit.meaning}, and {better} is better"

@@ -95,6 +95,7 @@ class Child:
                     pickle.dump((function, arguments, report is not None), process.stdin)
                     process.stdin.flush()
                 kind, value = self._answer(process, time.monotonic() + seconds, report)
+                # Raised here rather than below: a child whose memory is full is ended.
                 if isinstance(value, MemoryError):
                     raise value
             except BaseException:
@@ -224,7 +225,8 @@ def _listen(stream: IO[bytes], messages: queue.Queue[tuple[str, Any]]) -> None:
 
 
 LAUNCHER = "SOUPING_LAUNCHER"
-"""Variable that names the process number of a launcher to the processes that it starts."""
+"""Variable with the process number of a launcher, the module that this file runs as a program: the processes that it
+starts watch the launcher, and end with it."""
 BEAT = 0.3
 """Seconds between two looks at the parent."""
 
@@ -279,7 +281,8 @@ def serve(memory: int) -> None:
     os._exit(0)
 
 
-if __name__ == "__main__":  # PARENT MEMORY, or PARENT MODULE ARGUMENTS... for a launcher
+# Arguments: PARENT MEMORY for a child, or PARENT MODULE ARGUMENTS... for a launcher.
+if __name__ == "__main__":
     end_with(int(sys.argv[1]))
     sys.argv = sys.argv[2:]
     if sys.argv[0].isdigit():

@@ -47,7 +47,7 @@ def make_direct(descriptor: int) -> bool:
 
 
 def read_direct(descriptor: int, into: NDArray[np.uint8], offset: int) -> int:
-    """Read into an array from an offset of a file that is direct. Returns the number of bytes read."""
+    """Read into an array from an offset of a file that is direct. Returns the bytes read, at most a buffer's."""
     # Whole pages are read: `skipped` bytes before the wanted ones, and some after them.
     skipped = offset % PAGE
     end = offset + len(into)

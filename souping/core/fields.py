@@ -159,9 +159,10 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def mismatch(value: Json, hint: Hint) -> str | None:
-    """What is wrong with a value, for the end of a message; None if it fits.
+    """Comparison of one value with its annotation: what is wrong, for the end of a message; None if it fits.
 
-    A value of the right type may still be one that no setting can have (`unsound`).
+    A value of the right type may still be one that no setting can have (`unsound`). For keys of the configuration,
+    `cli.config_keys.setting_mismatch` calls this.
     """
     if inspect.isclass(value) and not fits(value, hint):
         return f"is a class: call it, {value.__name__}(...)"
@@ -286,7 +287,7 @@ def fits(value: Json, hint: Hint) -> bool:
             and all(map(fits, value, repeat(arguments[0])))
             and all(map(fits, value.values(), repeat(arguments[1])))
         )
-    # Other annotations accept anything.
+    # An annotation that is no class accepts anything. The keys of a TypedDict are checked one by one, in `_entries`.
     base = kind or hint
     if base is Any or not inspect.isclass(base) or is_typeddict(base):
         return True
@@ -354,7 +355,7 @@ def _words(hint: Hint) -> str:
     # `tuple[str, ...]`
     if inner is ...:
         inner = arguments[0]
-    # Elements of other types would make the message too long.
+    # Only these elements are spelled out: others would make the message too long.
     spelled = inner in PLAIN_TYPES or get_origin(inner) is Annotated
     if kind in (list, tuple, Sequence):
         return f"a list, each {_words(inner)}" if spelled else "a list"
@@ -362,9 +363,9 @@ def _words(hint: Hint) -> str:
         return f"a mapping whose values are each {_words(inner)}" if spelled else "a mapping"
     if arguments:
         options = [_words(argument) for argument in arguments]
-        # The null is not one of the values.
+        # `a list, each a number, or null`: the comma shows that null is no element.
         return (", or " if " each " in options[0] else " or ").join(options)
-    # Unions have no name.
+    # Not every annotation has a name.
     name = str(getattr(hint, "__name__", hint))
     article = "an" if name[0] in "AEIO" else "a"
     return f"{article} {name}"

@@ -100,7 +100,7 @@ def error_text(error: Exception) -> str:
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """Errors of files as a UserError, for the functions of the library; commands tell them at their end."""
+    """Turn errors of files into a UserError, for the functions of the library. Commands report them where they end."""
     try:
         yield
     except OSError as error:

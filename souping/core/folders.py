@@ -139,7 +139,7 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 def discard(folder: Path, new_folders: Collection[Path], early: Collection[str] = ()) -> None:
-    """Remove what a refused run made: files of the names in `early`, their folder, and the empty folders above it.
+    """Remove what a refused run made: its files, which have names in `early`, its folder, and empty folders above it.
 
     Nothing is removed if the folder holds anything else. A folder stays unless it, or one above it, is among the
     `new_folders`, which the run made.

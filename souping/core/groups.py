@@ -27,6 +27,6 @@ def groups_of(shared: Iterable[tuple[str, Iterable[str]]]) -> dict[str, str]:
     # Each node has the label of its component: first the ids, then the texts.
     _, labels = connected_components(graph, directed=False)
     first_id = dict[int, str]()
-    # Texts have no name.
+    # The labels of the ids alone: those of the texts follow, and are left out.
     named_labels = zip(ids, labels.tolist(), strict=False)
     return {name: first_id.setdefault(label, name) for name, label in named_labels}

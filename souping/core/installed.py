@@ -78,8 +78,8 @@ def installed_parts(
 ) -> tuple[PartT, ...]:
     """The parts of a kind that installed packages bring, which are imported here.
 
-    `known` are names of souping's own, and `check` raises an error for a part that cannot be used. One that is broken,
-    or whose name is not its own, is left out with a warning: it is in the way of nothing else.
+    `known` are the names of souping's own parts, and `check` raises an error for a part that cannot be used. A part is
+    left out with a warning if it is broken or another one has its name, so that all others can still be used.
     """
     parts: list[tuple[EntryPoint, PartT]] = []
     for package, entry in entry_points():

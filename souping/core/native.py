@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 COMPILER_LOCK = threading.Lock()
+"""Held while LLVM compiles: all threads share one engine."""
 
 
 def compiled(assembly: str) -> int | None:

@@ -424,8 +424,10 @@ class LoadedModel(ABC):
 
     @property
     def half(self) -> LoadedModel | None:
-        """The model with all weights halved, which an engine that was just started with this one has to take and then
-        to replace by this one again. None if that shows nothing."""
+        """The model with all weights halved, to test whether an engine that was started with this model takes new ones.
+
+        The engine loads the halved weights, and then this model's again. None if that would show nothing.
+        """
         return None
 
     def check_weights(self, samples: WeightSamples) -> None:

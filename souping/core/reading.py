@@ -36,7 +36,7 @@ def rest() -> Any:
 
 
 def read(kind: type[T], value: Json) -> T:
-    """A dataclass from a mapping. From anything else, an empty one."""
+    """A dataclass from a mapping, in which `to_json` may still have to make values plain. Else an empty one."""
     result: T = _fit(kind, to_json(value))
     return result
 

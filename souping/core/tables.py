@@ -53,13 +53,14 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with ParquetFile(path) as file:
             check_column_names(file.schema_arrow.names)
-            # Equal rows take no space in a file.
+            # Equal rows take no space in a file, so that its size says nothing about their number.
             if file.metadata.num_rows * ROW_BYTES > limit:
                 raise _too_large(path, f"{file.metadata.num_rows:,} rows")
-            # Nor do equal texts, so that each row of a batch may hold the largest.
-            size = limit // _largest_column(file.metadata)
-            for batch in file.iter_batches(max(1, min(BATCH_ROWS, size))):
+            # Nor do equal texts: each row of a batch may hold the largest one, and the batch must fit the limit.
+            batch_rows = limit // _largest_column(file.metadata)
+            for batch in file.iter_batches(max(1, min(BATCH_ROWS, batch_rows))):
                 rows = batch.to_pylist()
+                # In memory there are both the batch and its texts as Python's.
                 limit -= batch.nbytes + sum(map(_characters, rows))
                 if limit < 0:
                     raise _too_large(path, "texts")

@@ -114,7 +114,11 @@ class Missing:
 
 
 def refuse_start(reasons: Sequence[Missing]) -> None:
-    """End a plan that has found why its run or merge cannot start here (LateError); nothing without reasons."""
+    """End a plan that found reasons why its run or merge cannot start here; do nothing without reasons.
+
+    Raises:
+        LateError: the plan was shown before, and what it wrote stays.
+    """
     if not reasons:
         return
     further = ""
@@ -306,7 +310,7 @@ class ScoreMatrix:
         )
 
     def without(self, names: Collection[str]) -> ScoreMatrix:
-        """This matrix without some categories."""
+        """This matrix without some categories, and without item scores, which are of all categories."""
         columns = [number for number, name in enumerate(self.categories) if name not in names]
         return replace(
             self,
@@ -506,7 +510,7 @@ class Bound:
 
 @frozen
 class SearchBounds:
-    """Bounds that soups keep to `against` a model, whose scores on the search split are the `reference`."""
+    """Bounds on what a soup may lose to the model `against`, whose scores on the search split are the `reference`."""
 
     bounds: tuple[Bound, ...]
     against: str
@@ -517,6 +521,7 @@ class SearchBounds:
 class SearchSpace:
     """Domain of a weight search: ingredients [K], and the search split item by item [I].
 
+    `candidates` are all models of the pool, `categories` and `groups` those of each item [I].
     The `objective` of category means [..., C] is their mean weighted by `coefficients`, or `value` if it is not linear.
     `singles` [K, I] are the ingredients' own scores, if they are known, `lengths` [K, I] the tokens of their answers.
     Fewer than `full_batch` items at a time are slow; a request of `min_items` or more, or of a whole split, is worth

@@ -45,6 +45,7 @@ class Rounding:
     @property
     def overflows(self) -> bool:
         """Whether a weight of the soup is too large for float16."""
+        # Tensors of several dtypes make `bfloat16+float16`.
         return "float16" in self.dtype.split("+") and self.largest > LARGEST_FLOAT16
 
     @property

@@ -82,7 +82,7 @@ def _lines(report: Report, result: TrajectoryResult) -> list[str]:
                 f"chosen average minus last checkpoint {difference}."
             )
         if pair.kind == "trainer_average":
-            difference = f"{_claimed(unit, pair)}: {_outcome(unit, pair)}"
+            difference = f"{_claimed(unit, pair)}: {_better_or_worse(unit, pair)}"
             lines.append(f"Average minus the trainer's own, {clean(pair.b)}: {difference}.")
     spread = result.spread
     if spread.test is not None:
@@ -104,7 +104,7 @@ def _claimed(unit: Unit, pair: LookDifference) -> str:
     return f"{unit.points(pair.difference, sign=True)} ({limits}, p {p_value(pair.p_shown)})"
 
 
-def _outcome(unit: Unit, pair: LookDifference) -> str:
+def _better_or_worse(unit: Unit, pair: LookDifference) -> str:
     """Whether the chosen average is better or worse: on which side of 0 the whole interval is."""
     limits = (unit.gain(pair.low), unit.gain(pair.high))
     if min(limits) > 0:

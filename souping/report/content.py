@@ -96,7 +96,7 @@ class PairedDifference:
     level: MaybeFloat
     """0.95 at the first look, higher at later looks"""
     p_value: MaybeFloat
-    """two-sided p-value, not corrected"""
+    """two-sided p-value, not corrected for looks"""
     test: str
     """name of the test"""
     n: MaybeInt
@@ -108,7 +108,11 @@ class PairedDifference:
 
     @classmethod
     def of(cls, comparison: Comparison, unit: Unit) -> Self:
-        """The p-value and the level of a test of a family. Fields that a kind of row adds are left empty."""
+        """The fields that all differences share; a subclass fills its own.
+
+        Limits and p-value take into account the tests among which this one may have been picked. The looks at the items
+        only widen the limits: the p-value is corrected for them where it is shown (`p_at`, `p_look`).
+        """
         difference, low, high = unit.raw_estimate(comparison.estimate)
         return cls(
             a=comparison.a,

@@ -191,7 +191,7 @@ def forest(report: Report) -> Drawing | None:
             pairs.append(pair)
     if not pairs:
         return None
-    labels = [_label(model.cell) for model in models]
+    labels = [_model_label(model.cell) for model in models]
     colours = [COLOURS.get(model.row.kind, INK) for model in models]
     columns = {
         unit.heading("score"): [unit.score(model.row.objective.mean) for model in models],
@@ -298,7 +298,7 @@ def name_rows(axes: Axes, labels: Sequence[str], below: str) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _label(cell: TableCell) -> str:
+def _model_label(cell: TableCell) -> str:
     """The name of a model, shortened, and its roles."""
     return ", ".join(filter(None, [short(cell.text, 26), short(cell.sub, 46)]))
 

@@ -287,7 +287,7 @@ def logged(run_dir: Path, command: str, overrides: str = "") -> Iterator[None]:
     log.setLevel(logging.INFO)
     begun = time.monotonic()
     try:
-        for line in _head(command, overrides):
+        for line in _log_head(command, overrides):
             log.info("%s", line)
         yield
     except BaseException as error:
@@ -309,7 +309,7 @@ def command_of(run_dir: Path) -> str:
         )
 
 
-def _head(command: str, overrides: str) -> Iterator[str]:
+def _log_head(command: str, overrides: str) -> Iterator[str]:
     """The first lines of run.log: the command, when and where it runs, and versions."""
     # Without the settings, which config.yaml has.
     here = provenance(command, {})

@@ -96,10 +96,12 @@ def _column_chars(grid: TableGrid, column: int) -> int:
     pieces = re.split(r"[\s_/-]", grid.header[column])
     for row in grid.rows:
         cell = row[column]
-        # Numbers and their intervals are not wrapped.
-        pieces += [cell.text, cell.sub]
         if column in grid.left:
-            pieces[-2:] = re.split(r"[\s_/-]", f"{cell.text} {cell.sub}")
+            pieces += re.split(r"[\s_/-]", f"{cell.text} {cell.sub}")
+        else:
+            # Numbers and their intervals are not wrapped.
+            pieces += [cell.text, cell.sub]
+    # One for the space between two columns.
     return 1 + max(map(len, pieces))
 
 

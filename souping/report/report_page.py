@@ -36,13 +36,18 @@ def page(report: Report, trials: Sequence[TrialRow], drawings: Sequence[Drawing]
     pictures = {drawing.name: _figure(drawing) for drawing in drawings}
     title = f"souping: {kicker(report)}"
     all_sections = sections(report, trials)
-    body = [_head(report), _figures(report), _warnings(report), _contents(all_sections)]
+    body = [
+        _headline_html(report),
+        _figures_html(report),
+        _warnings_html(report),
+        _contents_html(all_sections),
+    ]
     body += [section_html(section, pictures) for section in all_sections]
-    body.append(f"<footer>{FOOT}{_provenance(report.provenance)}</footer>")
+    body.append(f"<footer>{FOOT}{_provenance_html(report.provenance)}</footer>")
     return document(title, body)
 
 
-def _provenance(made_by: Provenance | None) -> str:
+def _provenance_html(made_by: Provenance | None) -> str:
     """Command, date, version and machine as an HTML paragraph for the footer."""
     if made_by is None:
         return ""
@@ -52,13 +57,13 @@ def _provenance(made_by: Provenance | None) -> str:
     return f"<p>{escape_html(line)}</p>"
 
 
-def _head(report: Report) -> str:
+def _headline_html(report: Report) -> str:
     """HTML of the headline, with the run's name above and the summary below it."""
     below = "".join(f"\n<p>{escape_html(line)}</p>" for line in summary(report))
     return f'<p class="kicker">{escape_html(kicker(report))}</p>\n<h1>{escape_html(headline(report))}</h1>{below}'
 
 
-def _figures(report: Report) -> str:
+def _figures_html(report: Report) -> str:
     """HTML of the few numbers at the top, a box each."""
     boxes = []
     for label, value, small in figures(report):
@@ -72,7 +77,7 @@ def _figures(report: Report) -> str:
     return f'<div class="figures">{"".join(boxes)}</div>'
 
 
-def _warnings(report: Report) -> str:
+def _warnings_html(report: Report) -> str:
     """HTML of the list of warnings; empty without warnings."""
     lines = "".join(f"<li>{escape_html(warning)}</li>" for warning in warnings(report))
     if not lines:
@@ -80,7 +85,7 @@ def _warnings(report: Report) -> str:
     return f'<div class="warnings" role="note"><b>Warnings</b><ul>{lines}</ul></div>'
 
 
-def _contents(sections: Sequence[Section]) -> str:
+def _contents_html(sections: Sequence[Section]) -> str:
     """HTML of a list of links to the sections; empty for a single section."""
     if len(sections) < 2:
         return ""

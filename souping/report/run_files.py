@@ -232,6 +232,7 @@ def write_selection(
     unit: Unit, selection: SelectionSummary, dry_run: int | None, path: Path
 ) -> Path:
     """Write selection.json; its path. `dry_run` is None in a real run."""
+    # The file has all fields of the summary, which are copied through JSON, and two more.
     file = replace(read(SelectionFile, to_json(selection)), dry_run=dry_run, unit=unit)
     return write_atomically(path, as_json(file).encode())
 

@@ -94,6 +94,7 @@ def _sample_row(line: str) -> JsonObject:
     if not isinstance(row, dict):
         raise ValueError("a line is not an object")
     if SURROGATE.search(line):
+        # Encoding raises the ValueError if the other half of the pair is missing.
         json.dumps(row, ensure_ascii=False).encode()
     return row
 

@@ -319,9 +319,9 @@ def warnings(report: Report) -> list[str]:
 
     lines = []
     for line in report.warnings or ():
-        if line not in lost_answers:
+        if LOST not in line:
             lines.append(line)
-        elif line not in lost_answers[1:]:
+        elif not any(LOST in earlier for earlier in lines):
             lines.append(f"{line}{repeated}")
     return lines
 

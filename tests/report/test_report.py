@@ -25,7 +25,7 @@ from souping.report.analysis_results import read_content
 from souping.report.content import TrialRow
 from souping.report.report_page import markdown, page, report_table
 from souping.report.run_files import as_json, draw, search_summary, write_report, write_trials
-from souping.report.sections import ended
+from souping.report.sections import ended, warnings
 from tests.support.html import outline
 from tests.support.report import sample
 
@@ -75,6 +75,13 @@ def test_missing_numbers_are_dashes_not_crashes() -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL).lower().replace(
         "provenance", ""
     )
+
+
+def test_a_warning_on_lost_answers_that_two_steps_repeat_word_for_word_is_shown_once() -> None:
+    report, _ = sample()
+    lost = "search: answers of 1 of 3 models are truncated or missing: ..."
+    report["warnings"] = [lost, "another", lost]
+    assert warnings(read_content(report)) == [lost, "another"]
 
 
 def test_trials_csv_has_one_line_per_trial_that_reads_back(tmp_path: Path) -> None:
