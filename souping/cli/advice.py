@@ -128,7 +128,10 @@ def owners() -> dict[str, dict[str, Any]]:
     """{key: {choice that has it: default}} of all components: {selector.k: {selector=greedy: None, ...}, ...}."""
     table = dict[str, dict[str, Any]]()
     for group in groups():
-        for name in choices(group) if group != "experiment" else ():
+        # Experiments only set keys of other groups.
+        if group == "experiment":
+            continue
+        for name in choices(group):
             for key, default in _keys_of(group, name).items():
                 table.setdefault(key, {})[f"{group}={name}"] = default
     return table
@@ -172,6 +175,7 @@ def _spelled(key: str) -> str:
     """What to type for a key: `optimiser=grid optimiser.step` if the chosen component lacks it, else the key alone."""
     names = list(owners().get(key, ()))
     group = key.partition(".")[0]
+    # The choice in the root configuration's list of defaults, unless the command line has another.
     text = (conf_folder() / f"{root_of(sys.argv[1:])}.yaml").read_text(encoding="utf-8")
     chosen = [f"{group}={name}" for name in re.findall(rf"- {group}: (.+)", text)]
     for word in sys.argv[1:]:

@@ -52,7 +52,7 @@ def _folders() -> tuple[list[tuple[str, Path]], list[str]]:
             continue
         root, *below = entry.value.split(".")
         places = list[str]()
-        # A root that is no name of a module, or is one without a place.
+        # The root may be no name of a module, or a module that cannot be found.
         with suppress(ImportError, ValueError):
             spec = find_spec(root)
             places = list(spec.submodule_search_locations or ()) if spec else []

@@ -57,18 +57,10 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
     frames = traceback.extract_tb(error.__traceback__)
     place = keep_traceback(error, run_dir)
     what = safe(f"{type(error).__name__}: {first_line(error)}")
-    # Lines of user code in the traceback, the innermost last: of components or, without one, of any file outside
-    # libraries and this package.
-    culprits = []
-    for frame in frames:
-        if frame.filename in USER_CODE:
-            culprits.append(f"{USER_CODE[frame.filename]}, line {frame.lineno}")
-    sources = [frame for frame in frames if not _is_library(Path(frame.filename))]
-    if not culprits and sources and PACKAGE not in Path(sources[-1].filename).parents:
-        culprits = [f"{sources[-1].filename}:{sources[-1].lineno}"]
-    if culprits:
+    culprit = _user_line(frames)
+    if culprit:
         return (
-            f"{culprits[-1]}: {what}\nthis component is not part of souping; the traceback is in {place}",
+            f"{culprit}: {what}\nthis component is not part of souping; the traceback is in {place}",
             2,
         )
     library = _library_at_fault(error, frames)
@@ -83,6 +75,22 @@ def format_error(error: Exception, run_dir: Path | None = None) -> tuple[str, in
         f"sorry, this is a fault in souping: {what}\nplease report it with the traceback in {place}",
         1,
     )
+
+
+def _user_line(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The line of the user's code that is to blame by a traceback, the innermost frame last; empty if there is none.
+
+    It is the innermost line of a component. Without one, it is the innermost line outside libraries, unless that is
+    souping's.
+    """
+    for frame in reversed(frames):
+        if frame.filename in USER_CODE:
+            return f"{USER_CODE[frame.filename]}, line {frame.lineno}"
+    for frame in reversed(frames):
+        file = Path(frame.filename)
+        if not _is_library(file):
+            return "" if PACKAGE in file.parents else f"{frame.filename}:{frame.lineno}"
+    return ""
 
 
 def _library_at_fault(error: Exception, frames: Sequence[traceback.FrameSummary]) -> str:

@@ -149,7 +149,7 @@ def _command_help(name: str) -> Iterator[str]:
     yield f"usage: {program()} {name} {command.usage}\n\n{command.does}"
     if name == "plan":
         yield f"Commands that may follow: {', '.join(PLANNED)}."
-    # `merge` is a group too.
+    # `merge` is also a group: that of the merge's settings.
     if name in groups():
         listed = " or ".join(f"{name}={choice}" for choice in choices(name))
         yield f"keys: {program()} help {listed}"

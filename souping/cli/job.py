@@ -103,9 +103,10 @@ def opened(word: str) -> str:
     """
     key, _, value = word.partition("=")
     names = key.split(".")
-    holds_entries = is_key(names) and value.lstrip().startswith("{")
+    sets_mapping = is_key(names) and value.lstrip().startswith("{")
+    sets_entry = is_key(names[:-1])
     # All other root keys hold one value of a type that Hydra checks.
-    if names[0] in (*FREE, "analysis") and (holds_entries or is_key(names[:-1])):
+    if names[0] in (*FREE, "analysis") and (sets_mapping or sets_entry):
         return f"++{word}"
     return word
 

@@ -29,7 +29,7 @@ def list_runs(arguments: Sequence[str]) -> None:
     folder = expanded(parser.parse_args(arguments).folder)
     header = ("run", "date", "verdict", "look", "MB")
     rows = [(str(run.relative_to(folder)), *_row(run)) for run in runs_below(folder)]
-    output_console(120).print(plain_table(grid(header, rows, left=(0, 1, 2))))
+    output_console(width=120).print(plain_table(grid(header, rows, left=(0, 1, 2))))
 
 
 def runs_below(folder: Path = OUTPUTS) -> list[Path]:

@@ -58,7 +58,7 @@ def _stop_failed(error: Exception) -> None:
         from souping.cli.errors import format_error
         from souping.cli.sweep import end_sweep
     except ModuleNotFoundError as missing:
-        # Only what `compare` needs is installed.
+        # A dependency is missing, as it may be on a machine that only compares logs.
         what = safe(f"{type(error).__name__}: {first_line(error)}")
         package = error.name if isinstance(error, ModuleNotFoundError) else missing.name
         fix = (

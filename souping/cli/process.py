@@ -84,7 +84,7 @@ def _safe(number: int, stream: TextIO | None, first: TextIO | None) -> TextIO:
     if stream is not None and (stream is not first or not isinstance(stream, io.TextIOWrapper)):
         return stream  # a test's or a notebook's
     encoding = stream.encoding if stream else "utf-8"
-    # Whatever was set for standard output, because most handlers raise an error.
+    # Whatever handler PYTHONIOENCODING names: most of them raise an error.
     errors = REPLACE if number == 1 else "backslashreplace"
     raw = io.BufferedWriter(StandardStream(number, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=True)

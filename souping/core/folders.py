@@ -41,7 +41,8 @@ def staged(out: Path) -> Iterator[Path]:
     beside the stage and is held until the stage has become `out`. Stages of killed runs are removed first.
 
     Raises:
-        UserError: `out` is not empty, another run writes it, its parent cannot be written, or the disk is full.
+        UserError: `out` is not empty, or another run writes it.
+        OSError: its parent cannot be written, or the disk is full.
     """
     out = Path(os.path.abspath(expanded(out)))
     occupied = out.is_symlink() or (out.exists() and not out.is_dir())

@@ -136,8 +136,8 @@ def installed(*packages: str) -> str:
 
 def versions() -> dict[str, str]:
     """{package: its installed version}, souping and Python first; absent packages are left out."""
-    installed = {"souping": __version__, "python": platform.python_version()}
+    numbers = {"souping": __version__, "python": platform.python_version()}
     for name in (*MAIN, *OPTIONAL_PACKAGES):
         with suppress(PackageNotFoundError):
-            installed[name] = version(name)
-    return installed
+            numbers[name] = version(name)
+    return numbers

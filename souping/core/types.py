@@ -442,9 +442,10 @@ class Correlations:
 class Selection:
     """Ingredients, and why.
 
-    `experts` maps each low-correlation category to its best candidate, `tied` those that have several to all of them,
-    the preferred one first. `clusters` are categories that share an expert. `categories` are those that counted, with
-    their `correlations` by the coefficient `metric`. `threshold`, `sign` and `ties` are the rules of `selector`.
+    `experts` maps each low-correlation category to its best candidate. `tied` maps each of them in which several
+    candidates are equally good to all of these, the preferred one first. `clusters` are categories that share an
+    expert. `categories` are those that counted, with their `correlations` by the coefficient `metric`. `threshold`,
+    `sign` and `ties` are settings of the `selector`.
     `low_by_chance` is how many low-correlation categories there are on average if each category's scores are dealt to
     the models at random.
     """
@@ -477,9 +478,9 @@ class Query:
 class Result:
     """Result of a query: the objective and its parts (fractions of 1), and what the answers cost.
 
-    `values` are the items' scores, `lengths` their answers' tokens: in the query's order where `tell` gets them, in a
-    trial those of the whole split with nan where there is none. `objective` is nan if a category has no item here.
-    `seconds` and `tokens` (generated) were measured when the answers were first given.
+    `values` are the items' scores, and `lengths` the tokens of their answers. `tell` gets them in the query's order. In
+    a trial they are those of the whole split, nan for an item without an answer. `objective` is nan if a category has
+    no item here. `seconds` and `tokens` (generated) were measured when the answers were first given.
     """
 
     objective: float

@@ -152,7 +152,7 @@ class Unit:
     ) -> str:
         """`78.1 [74.1, 82.0]`: the narrow form, for terminals."""
         text = self.score(mean, sign)
-        limits = self.interval(low, high, sign, ", ")
+        limits = self.interval(low, high, sign, middle=", ")
         if limits:
             text += f" [{limits}]"
         return text

@@ -43,7 +43,7 @@ def of_checkpoints(report: Report) -> tuple[Section, ...]:
     training = Section(
         "The training run",
         tuple(_lines(report, result)),
-        "trajectory",
+        picture="trajectory",
         grids=(_comparison_table(report, result),),
         folded=folded,
     )
@@ -55,7 +55,7 @@ def of_checkpoints(report: Report) -> tuple[Section, ...]:
     )
     line = f"{tried} Bands and whiskers hold for all averages at once."
     numbers = nonempty((table("The averages in numbers", _window_table(unit, result.windows)),))
-    return training, Section("Averages by window", (line,), "windows", folded=numbers)
+    return training, Section("Averages by window", (line,), picture="windows", folded=numbers)
 
 
 def versus_last(report: Report) -> str:

@@ -132,7 +132,7 @@ class PairedDifference:
         """`p_value` corrected for the looks at the items, which a page shows."""
         if self.p_value is None:
             return None
-        return Level(look or 1).corrected(self.p_value)
+        return Level(looks=look or 1).corrected(self.p_value)
 
 
 @frozen

@@ -254,6 +254,7 @@ def _differences(
                 0, y - 0.4, labels[y], transform=axes.get_yaxis_transform(), va="center",
                 bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.0},
             )  # fmt: skip
+        # The labels stand in the chart already.
         name_rows(axes, [""] * len(pairs), below)
         for place, (heading, column) in enumerate(columns.items()):
             x = 1.22 + 0.32 * place
@@ -449,7 +450,7 @@ def curve(
         markersize=5.0,
         linewidth=1.0,
     )
-    ring(axes, across[chosen], values[chosen], 5.0)
+    ring(axes, across[chosen], values[chosen], size=5.0)
     axes.set_xlabel(below)
     axes.set_ylabel(beside)
     return plot, axes

@@ -41,7 +41,7 @@ class Progress:
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
         self._bars = _bars() if _live() else None
-        self._begin("", None)
+        self._begin("", answers=None)
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +80,7 @@ class Progress:
         if self._done or self._trials:
             self._line(self._state(self._name))
             # Starts the counts at 0, so that a second call writes nothing.
-            self._begin(self._name, None)
+            self._begin(self._name, answers=None)
 
     def show(self, table: Table) -> None:
         """Print a table beside the results."""
@@ -170,7 +170,7 @@ class Throughput(Progress):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self._begin(name, None)
+        self._begin(name, answers=None)
 
     def __call__(self, done: int, total: int) -> None:
         if self._total is None:

@@ -66,7 +66,7 @@ def write_report(report: Report, trials: Sequence[TrialRow], run_dir: Path) -> l
     """Write report.json, report.md, report.html and plots/*.png into `run_dir`; the paths, in that order.
 
     Raises:
-        UserError: the directory cannot be written.
+        OSError: the folder cannot be written.
     """
     pictures = draw(report, trials)
     pages = {
@@ -131,7 +131,8 @@ def read_report(path: Path, results: Mapping[str, type[AnalysisResult]] = NO_RES
     """A report.json. `results` are {analysis: class of its result}, as `read_content` takes them.
 
     Raises:
-        UserError: it is not a report, another version wrote it, or it cannot be read.
+        UserError: it is not a report, or another version wrote it.
+        OSError: it cannot be read.
     """
     table = load_json(path, dict[str, Any], most_bytes=MOST_RUN_FILE_BYTES)
     if table.get("schema") != SCHEMA:
@@ -166,7 +167,7 @@ def read_run_config(path: Path) -> RunConfig:
 
 
 def read_selection(path: Path) -> SelectionFile:
-    """A selection.json (UserError if it cannot be read)."""
+    """A selection.json (UserError if it is no object of JSON, OSError if it cannot be read)."""
     return read(SelectionFile, load_json(path, dict[str, Any], most_bytes=MOST_RUN_FILE_BYTES))
 
 

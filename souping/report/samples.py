@@ -75,6 +75,7 @@ def read_samples(path: Path) -> Iterator[JsonObject]:
     try:
         with gzip.open(regular(path)) as file:
             limit = unpacked_limit(path)
+            # One byte beyond the limit shows that there is too much.
             while line := file.readline(limit + 1):
                 limit -= len(line)
                 if limit < 0:

@@ -188,7 +188,7 @@ def _verdict(report: Report) -> Section | None:
     compared = table("The differences in numbers", tables.comparisons(report))
     scores = table("Every model, category by category", tables.scores(report), numbers)
     folded = nonempty((compared, scores))
-    return Section("Is the soup better?", tuple(lines), "forest", folded=folded)
+    return Section("Is the soup better?", tuple(lines), picture="forest", folded=folded)
 
 
 def _look(report: Report) -> str:
@@ -205,7 +205,7 @@ def _gains(report: Report) -> Section | None:
         return None
     line = f"Intervals and p-values hold for all {count(len(pairs))} categories at once (max-T)."
     numbers = table("The same in numbers", tables.loss_table(report, pairs))
-    return Section("Gained and lost", (line,), "categories", folded=nonempty((numbers,)))
+    return Section("Gained and lost", (line,), picture="categories", folded=nonempty((numbers,)))
 
 
 def _least(unit: Unit, pairs: Sequence[CategoryDifference]) -> str:
@@ -538,7 +538,7 @@ def _landscape(report: Report, trials: Sequence[TrialRow]) -> Section | None:
     if search is not None and search.stopped:
         lines.append(f"Search: stopped; {clean(search.stopped)}.")
     grids = (tables.trials(report, trials),)
-    return Section("Landscape of weights", tuple(lines), "landscape", grids=grids)
+    return Section("Landscape of weights", tuple(lines), picture="landscape", grids=grids)
 
 
 def _cost(report: Report) -> Section | None:
