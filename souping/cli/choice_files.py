@@ -105,6 +105,7 @@ def with_installed(words: Sequence[str]) -> list[str]:
         # Packages may also bring choices of Hydra's own groups, such as `hydra/launcher`.
         if not group.startswith("hydra/") and group not in groups():
             continue
+        # One name or several: a list, or the values of a multirun, with or without quotes.
         names = re.split(r"[][(),'\"\s]+", value)
         for choice in installed_choices(group):
             if choice.name in names:

@@ -78,6 +78,7 @@ def _compare(settings: dict[str, Any]) -> int:
         files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
         pages = {name: _digest(content) for name, content in files.items()}
         _write(folder, {**files, TABLE: replace(result, pages=pages).to_json(flips).encode()})
+    # GitHub shows what is in this file on the page of the job.
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with open(summary, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")

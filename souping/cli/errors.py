@@ -170,7 +170,7 @@ def explain(error: BaseException) -> str:
         return _unreadable_override(str(error.override))
     if unknown := _unknown_choice(error):
         return unknown
-    # Hydra reports a key below a plain value, such as `store.path`, in other words.
+    # `Could not override 'KEY'`, or `Error merging override KEY=x` for a key below a plain value, such as `store.path`.
     match = re.match(
         r"(?:Could not override '|Error merging override \+*(?=\w+\.))([^'=]+)", str(error)
     )
@@ -178,7 +178,12 @@ def explain(error: BaseException) -> str:
         return misplaced(match[1])
     if match and match[1] not in groups():
         return f"{match[1]} is not a key here{key_advice(match[1], _known_keys(error))}"
-    # Hydra's and OmegaConf's messages: their first two lines but for these, which do not help.
+    return _library_message(error)
+
+
+def _library_message(error: BaseException) -> str:
+    """A message of Hydra's or OmegaConf's: its first two lines that help, or its first line and that of its cause."""
+    # Beginnings of lines that do not help.
     remarks = (
         "full_key:",
         "object_type=",
@@ -192,7 +197,7 @@ def explain(error: BaseException) -> str:
     if not message:
         message = [type(error).__name__]
     message[0] = message[0].rstrip(".")
-    # Hydra's own error names the override, and its cause says what is wrong.
+    # Hydra's own error names the override, and its cause says what is wrong, unless it is only that a key is unknown.
     if len(message) == 1 and error.__cause__ is not None:
         cause = first_line(error.__cause__)
         if "Key '" not in cause:
@@ -204,6 +209,7 @@ def _unreadable_override(word: str) -> str:
     """A message on a word that Hydra cannot parse as an override."""
     if word in (*COMMANDS, "help"):
         return misplaced(word)
+    # `souping.cli.job.opened` may have put two pluses in front of it.
     typed = word.removeprefix("++")
     if typed in TYPED:
         word = typed

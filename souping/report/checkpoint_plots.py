@@ -60,6 +60,7 @@ def checkpoint_scores(report: Report) -> Drawing | None:
         rates = _column(member.rate for member in members)
         rate.plot(steps, rates, "o-", color=INK, markersize=3, linewidth=1.0)
         rate.set_ylim(bottom=0)
+        # Bars are narrower than the smallest step between two checkpoints.
         weights.bar(
             steps,
             _column(member.weight for member in members),

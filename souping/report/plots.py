@@ -476,7 +476,9 @@ def triangle(
     plot, axes = figure(6.2, 3.7)
     outline = np.vstack([CORNERS, CORNERS[:1]])
     axes.plot(outline[:, 0], outline[:, 1], color=INK, linewidth=1.0, zorder=0.5)
+    # Shares of the sum of the weights, which need not be 1 (`optimiser.scales`).
     x, y = (weights @ CORNERS / weights.sum(axis=1, keepdims=True)).T
+    # Many points are drawn smaller, so that they do not cover each other.
     size = 12.0
     if len(values) > 80:
         size = 7.0
@@ -487,6 +489,7 @@ def triangle(
     )
     place = chosen @ CORNERS / chosen.sum()
     ring(axes, place[0], place[1], size)
+    # The names stand below the two lower corners and above the upper one.
     for name, (x, y), shift in zip(names, CORNERS, (-0.09, -0.09, 0.08), strict=True):
         axes.text(
             x, y + shift, short(name, 30), ha="center", va="center", fontsize=10, fontweight="bold"
