@@ -181,7 +181,12 @@ class RayWorkers(Workers):
         return request, response
 
     def _start(self) -> None:
-        """Start the actors, and Ray if it does not run; does nothing if there are actors (UserError if they misfit)."""
+        """Start the actors, and Ray if it does not run; does nothing if there are actors.
+
+        Raises:
+            UserError: Ray cannot be reached, its resources do not fit the settings, or an actor was refused. Actors,
+                and a Ray that was started here, are gone then.
+        """
         if self._actors:
             return
         import ray
@@ -191,18 +196,21 @@ class RayWorkers(Workers):
             self._started_ray = True
             _connect(self._settings.cluster)
         resources = ray.cluster_resources()
-        if misfit := self._settings.misfit(resources):
+        try:
+            if misfit := self._settings.misfit(resources):
+                raise UserError(misfit)
+            actor = ray.remote(PoolActor).options(
+                num_gpus=self._settings.gpus,
+                num_cpus=self._settings.cpus,
+                max_restarts=RESTARTS,
+                max_task_retries=RESTARTS,
+            )
+            count = self._settings.actors or self._settings.room(resources)
+            self._actors = [actor.remote(self._elsewhere) for _ in range(count)]
+            self._check()
+        except UserError:
             self.close()
-            raise UserError(misfit)
-        actor = ray.remote(PoolActor).options(
-            num_gpus=self._settings.gpus,
-            num_cpus=self._settings.cpus,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-        )
-        count = self._settings.actors or self._settings.room(resources)
-        self._actors = [actor.remote(self._elsewhere) for _ in range(count)]
-        self._check()
+            raise
 
     def _check(self) -> None:
         """Refuse actors that would decide settings otherwise than this machine: their answers would have another key.

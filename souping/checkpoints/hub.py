@@ -183,7 +183,7 @@ def fetch_one(
 
 
 def download_sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
-    """{file: bytes} of what a download would bring. Downloads an index of shards, and nothing else.
+    """{file: bytes} of the files that souping uses of a model, in the cache or not. Downloads no more than an index.
 
     Raises:
         UserError: as `fetch`.
@@ -191,6 +191,7 @@ def download_sizes(name: HubName, allow_pickle: bool = False) -> dict[str, int]:
     scratch = None
     small_files = False
     (source,) = _in_child(prepare_models, ([name], allow_pickle, scratch, small_files))
+    # The Hub cannot be reached, but the cache has the model.
     if isinstance(source, Fetched):
         return {path.name: path.stat().st_size for path in source.folder.iterdir()}
     return {**source.side, **source.weights}

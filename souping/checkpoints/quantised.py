@@ -207,6 +207,7 @@ class ScaledTensor(StoredTensor):
 
     def __init__(self, folder: Path, weight: Tensor, scale: Tensor | None, scheme: Scheme) -> None:
         """Raises UserError if the scale is missing (None), or has a wrong shape or dtype."""
+        # For the shape and dtype alone: offsets of the parts are by fp32's 4 bytes then, and `read` uses none.
         super().__init__("F32", weight.shape, StoredTensor.of(weight).parts)
         if scale is None:
             missing = f"its scale {shown(weight.name + scheme.suffix)} is missing"

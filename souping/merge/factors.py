@@ -123,6 +123,7 @@ def concatenated(reader: TensorReader, shares: Sequence[AdapterShare]) -> tuple[
     for name, pair, weight in shares:
         own_a, own_b = unpacked(pair, reader.rows(name, pair.a), reader.rows(name, pair.b))
         a.append(own_a)
+        # Overflows are found when the soup's values are checked.
         with np.errstate(over="ignore", invalid="ignore"):
             scaled = own_b.astype(np.float64) * (weight * pair.scaling)
             b.append(scaled.astype(np.float32))

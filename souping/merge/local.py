@@ -265,7 +265,7 @@ class FullModelPool(CandidatePool):
     def _check_tokenizer_source(self, tokenizer_from: str | None) -> None:
         """Refuse, before any work, a `tokenizer_from` without a tokenizer, or with one for other rows than the soup's.
 
-        A name that is not in the pool is left out here.
+        A name that is not in the pool was refused when the pool was opened.
         """
         if tokenizer_from is None or tokenizer_from not in self._checkpoints:
             return
@@ -278,6 +278,7 @@ class FullModelPool(CandidatePool):
             raise UserError(
                 f"merge.tokenizer_from={tokenizer_from} has no tokenizer, nor would the soup: choose {owners[0]}"
             )
+        # With vocab=error all have the same rows. The call is for its UserError alone.
         if self._merge.vocab != "error":
             Layout.of(self._checkpoints, self._merge.vocab).tokenizer_index(tokenizer_from)
 

@@ -468,6 +468,7 @@ def measured_soup(steps: Steps, state: Reported) -> MeasuredSoup:
         return measured[steps.pool.recipe(weights).id]
 
     def versus(name: str, row: PoolRow) -> Json:
+        """The soup, called `name`, minus the model of `row` in each category."""
         recipe = steps.pool.recipe(row.weights)
         models = ContenderScores(
             unit=unit,

@@ -342,7 +342,7 @@ class Run(Steps):
 
     def _choices(self, selected: Selected, best: str) -> Choices:
         """The candidates of the report's other rows: the best one, the members of the top-K soup, and the routes."""
-        # Only plans and finished runs lack them.
+        # Only plans, and states that are read from a finished run's files, lack them.
         assert selected.scores is not None
         ingredients = selected.selection.ingredients
         categories = [item.category for item in self.splits["test"]]

@@ -103,7 +103,7 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
     """The report after the last step, without the run's cost, as a reader of report.json gets it: NaN becomes None."""
     settings = steps.settings
     scores = state.searched.selected.scores
-    # Only plans and finished runs lack them.
+    # Only plans, and states that are read from a finished run's files, lack them.
     assert scores is not None
     report = replace(
         state.report,
@@ -123,7 +123,7 @@ def final_report(steps: Steps, state: Reported, warnings: Sequence[str]) -> Repo
 def router_file(steps: Steps, state: Reported) -> RouterFile:
     """The routes of the report's router, with those of categories that the test split lacks."""
     selected = state.searched.selected
-    # Only plans and finished runs lack them.
+    # Only plans, and states that are read from a finished run's files, lack them.
     assert selected.scores is not None
     ingredients = selected.selection.ingredients
     routes = best_by_category(ingredients, selected.scores, steps.categories)

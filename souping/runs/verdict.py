@@ -108,10 +108,11 @@ def verdict(
 def _better(unit: Unit, against: dict[str, Comparison], best_candidate: str) -> Verdict | None:
     """Claim for a soup that is shown to be better than every candidate or, weaker, than the best one of the search.
 
-    `against` are {candidate: the soup minus it}; None if neither is shown.
+    `against` are {candidate: the soup minus it}. Returns None if neither claim is shown.
     """
     comparisons = list(against.values())
-    # The closest call: a candidate that the soup is not above, else the one with the largest p-value.
+    # The closest call: a candidate that the soup is not above, else the one with the largest p-value. p_family has
+    # the order of p_look, of which several may be cut to 1 at later looks.
     closest = max(
         comparisons, key=lambda c: (c.difference <= ZERO_DIFFERENCE, c.p_family, -c.difference)
     )

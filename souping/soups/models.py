@@ -371,9 +371,10 @@ class RunPool:
         files: Callable[[Recipe], Mapping[str, str]],
         progress: ProgressCallback | None = None,
     ) -> tuple[Path, list[str]]:
-        """(folder `out` with the soup, notes on its ingredients); the ingredients are hashed as they are read.
+        """Write a soup whose ingredients are not hashed yet (`hashes_later`): they are while they are read.
 
-        `files` makes the text files of the soup, {name: text}, from the recipe with its final fingerprints.
+        Returns (folder `out` with the soup, notes on its ingredients). `files` makes the text files of the soup,
+        {name: text}, from the recipe with its final fingerprints.
         """
         from souping.merge.plan import MergePlan
         from souping.merge.writer import write_hashed

@@ -135,7 +135,7 @@ class Loaded:
 
     `shots` holds the few-shot examples of each document, drawn for all documents in their order from one seed, as a
     complete run of the harness draws them: an item's prompt never depends on which other items are evaluated with it.
-    `code` is what its file names as code, unless it is a file of the harness's.
+    `code` is what the files of its entry name as code, but for files of the harness.
     """
 
     name: str
@@ -191,7 +191,7 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
             "evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'"
         )
     quiet_harness()
-    check_names(evaluator.args)
+    check_arguments(evaluator.args)
     seed(evaluator)
     loaded: dict[str, Loaded] = {}
     folders = evaluator.include_path or []
@@ -202,6 +202,7 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
     metadata = arguments["metadata"]
     files = TaskFiles(evaluator.tasks, folders, defaults, metadata, evaluator.allow_task_code)
     for entry, spec in _expand(evaluator.tasks, files.manager):
+        # While the harness builds the entry's tasks, `files.allowed` gets the code that their files name.
         with naming_task(entry):
             tasks = _build(files, spec)
         for name, task in tasks.items():
@@ -211,9 +212,8 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
                 )
             with naming_task(name):
                 loaded[name] = _load(evaluator, name, entry, task, tuple(files.allowed))
-        # The next entry has a list of its own.
         files.allowed.clear()
-    _check_named(evaluator, loaded)
+    _check_tasks_named(evaluator, loaded)
     return loaded
 
 
@@ -261,7 +261,7 @@ def seed(evaluator: HarnessSettings) -> None:
         np.random.seed(evaluator.arguments["numpy_random_seed"])
 
 
-def check_names(args: JsonObject) -> None:
+def check_arguments(args: JsonObject) -> None:
     """Check the names in `evaluator.args` against the installed harness.
 
     Raises:
@@ -404,7 +404,7 @@ def _for_task(setting: str | Mapping[str, str] | None, name: str, entry: str) ->
     return None if value is None else str(value)
 
 
-def _check_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> None:
+def _check_tasks_named(evaluator: HarnessSettings, loaded: Mapping[str, Loaded]) -> None:
     """Refuse a `metric` or `filter` of a task or entry that is not among the loaded ones (UserError)."""
     known = {*loaded, *(task.entry for task in loaded.values())}
     for key, setting in (("metric", evaluator.metric), ("filter", evaluator.filter)):
