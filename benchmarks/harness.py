@@ -57,7 +57,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 
 
 def write_tasks(folder: Path, documents: int) -> None:
-    """The demo's items as two tasks of the harness."""
+    """The demo's items as three tasks of the harness: `write`, `pick` and, with examples, `pick_shots`."""
     from souping import demo
 
     lines = Path(str(demo.path("items"))).read_text().splitlines()

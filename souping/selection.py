@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import permutations
+from itertools import combinations
 from typing import Annotated, Literal
 
 import numpy as np
@@ -311,11 +311,12 @@ class SoCECluster(LimitedSelector):
         while len(clusters) > (self.k or 1):
             # Mean correlation of the categories of two clusters.
             between = np.full((len(clusters), len(clusters)), -np.inf)
-            for a, b in permutations(range(len(clusters)), 2):
+            for a, b in combinations(range(len(clusters)), 2):
                 between[a, b] = rho[np.ix_(clusters[a], clusters[b])].mean()
 
+            # Of means that are equal but for rounding, the first pair.
             closest = int(np.argmax(between.round(12)))
-            a, b = sorted(map(int, np.unravel_index(closest, between.shape)))
+            a, b = map(int, np.unravel_index(closest, between.shape))
             if self.k is None and between[a, b] < self.threshold - SCORE_TIE:
                 break
             clusters[a] = sorted([*clusters[a], *clusters.pop(b)])

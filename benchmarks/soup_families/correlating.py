@@ -66,6 +66,7 @@ def consistency(view: View) -> dict[str, float]:
     known = view.choosing
     category = view.category[known]
     before = strength(means(view.tunes[:, known], category))
+    # Without a soup of several tunes there is nothing that mixing could change.
     if not mixtures.any():
         return {"|rho| of tunes": before, "|rho| of soups": before, "|rho| of mixtures": before}
     after = strength(means(matrix.searched(subset)[mixtures][:, known], category))

@@ -43,6 +43,8 @@ def made(family: Family) -> Matrix:
     network = Network(size=family.size)
     base, changes = trained(family, network, data)
     trained_at = time.process_time()
+    # Rows in the order of `merging`: the base, the uniform soups (the first are the tunes alone), the points of the
+    # searches, and the soups of other kinds.
     answers = [right(network, base[None], data.items)]
     answers.append(linear_answers(network, base, changes, uniform_weights(), data))
     tunes = answers[-1][:TUNES]

@@ -44,6 +44,7 @@ class View:
 
     @cached_property
     def choosing(self) -> BoolArray:
+        """Whether each item is one to choose with, [I]; the others are the test."""
         return is_choosing(len(self.matrix.facts.categories))
 
     @cached_property
@@ -53,6 +54,7 @@ class View:
 
     @property
     def tunes(self) -> BoolArray:
+        """Right answers of the tunes alone, [8, I]."""
         return self.matrix.uniform[:TUNES]
 
     def test(self, answers: BoolArray) -> FloatArray:

@@ -43,7 +43,7 @@ def limit_file_size(nbytes: int) -> None:
 
 
 def limit_resource(number: int, value: int) -> None:
-    """Lower a limit of this process, `number` (`resource.RLIMIT_*`), to a value; never raise it."""
+    """Set the soft limit `number` (`resource.RLIMIT_*`) of this process to a value, at most the hard limit."""
     _, hard = resource.getrlimit(number)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)

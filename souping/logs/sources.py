@@ -1,4 +1,4 @@
-"""Choice of the reader for a path: the log of a harness, a run of souping, or a table."""
+"""Choice of the reader for a path: the log of a harness, a run of souping, or a table (a new table: `layouts`)."""
 
 from __future__ import annotations
 

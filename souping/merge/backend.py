@@ -134,7 +134,10 @@ class MergeBackend(Component, ABC):
 
     @abstractmethod
     def settings_of(self, used: Sequence[str], pool: Checkpoints, base: str | None) -> JsonObject:
-        """Settings of a recipe of several ingredients (`used`) of the pool; `base` as in `recipe`."""
+        """Settings of a recipe of several ingredients (`used`) of the pool.
+
+        `base` is the base model's fingerprint; None: that of its folder.
+        """
 
     def weighted_sum(self, weights: Weights) -> WeightedSum | None:
         """The soup by these weights as one sum over the models and the base; None if it is not such a sum."""

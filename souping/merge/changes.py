@@ -204,7 +204,10 @@ class Update:
 
 
 class _Dora:
-    """One adapter's weight by DoRA: the sum of the base and s B A, each output scaled to the length `magnitude`."""
+    """One adapter's weight by DoRA: the sum of the base and s B A, each output scaled to the length `magnitude`.
+
+    The weight is a matrix: PEFT trains no DoRA on fused experts.
+    """
 
     def __init__(
         self,
@@ -227,7 +230,7 @@ class _Dora:
                 self._squares += np.square(rows).sum(axis=0)
 
     def rows(self, base: Float32, start: int) -> FloatArray:
-        """Rows of that weight from row `start` on; `base` [n, ...] are the base's."""
+        """Rows of that weight from row `start` on; `base` [n, columns] are the base's."""
         total = self._product.total(base, start)
         if self._squares is not None:
             total *= self._magnitude / np.sqrt(self._squares)

@@ -57,6 +57,8 @@ def find_base(
 ) -> Checkpoint:
     """Open the one base of all adapters: `folder` (merge.base_model) if it is given, else the one in their configs.
 
+    Full models among `adapters` name no base; at least one is an adapter.
+
     Raises:
         UserError: adapters name different bases or revisions, or the base is not a folder here.
     """

@@ -1,4 +1,7 @@
-"""Run: performs the six steps and writes the soup. What a step makes is in the state that it returns."""
+"""Run: performs the six steps, from the first score table to the soup.
+
+What a step makes is in the state that it returns.
+"""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Steps:
         return None
 
     def select(self, stage: Stage | None) -> Selected:
-        """The ingredients, by the scores of a stage or by published ones."""
+        """The ingredients, by the scores of a stage or by published ones: `Run.select` makes that table."""
         raise NotImplementedError
 
     def open_guards(self, selected: Selected, guards: tuple[Guard, ...], stage: Stage) -> Selected:

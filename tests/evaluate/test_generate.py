@@ -102,6 +102,7 @@ TOOLS = "{% for t in tools %}{{ t.function.name + t.function.description }}d{% e
 CHAT = item(({"role": "system", "content": "red"}, {"role": "user", "content": " 1:"}))
 
 
+# The two templates that are not refused give "red 1:", by the messages or by "r" + "e" of the tool and "d".
 @pytest.mark.parametrize(
     ("template", "asked", "refused"),
     [
@@ -128,6 +129,9 @@ def test_messages_and_tools_go_through_the_template(
             LOCAL.evaluate(served, [asked])[0].output
             == LOCAL.evaluate(served, [item("red 1:")])[0].output
         )
+
+
+def test_tools_are_part_of_an_items_fingerprint() -> None:
     assert replace(CHAT, tools=(TOOL,)).fingerprint != CHAT.fingerprint
 
 

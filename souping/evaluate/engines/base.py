@@ -1,4 +1,7 @@
-"""Base class of engines, which answer prompts and score texts; and the answers that they return."""
+"""Base class of engines, which answer prompts and score texts; and the answers that they return.
+
+A new engine is a subclass in a file beside this one and a choice in conf/engine.
+"""
 
 from __future__ import annotations
 

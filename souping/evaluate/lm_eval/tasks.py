@@ -191,7 +191,7 @@ def load_documents(evaluator: HarnessSettings) -> dict[str, Loaded]:
             "evaluator.tasks is empty: name tasks, groups or YAML files, e.g. evaluator.tasks='[mytask]'"
         )
     quiet_harness()
-    check_arguments(evaluator.args)
+    check_argument_names(evaluator.args)
     seed(evaluator)
     loaded: dict[str, Loaded] = {}
     folders = evaluator.include_path or []
@@ -261,7 +261,7 @@ def seed(evaluator: HarnessSettings) -> None:
         np.random.seed(evaluator.arguments["numpy_random_seed"])
 
 
-def check_arguments(args: JsonObject) -> None:
+def check_argument_names(args: JsonObject) -> None:
     """Check the names in `evaluator.args` against the installed harness.
 
     Raises:

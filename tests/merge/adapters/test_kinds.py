@@ -103,8 +103,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def train(folder: Path, base: Path, seed: int, settings: Settings) -> Path:
     """An adapter whose parameters PEFT started and a random step moved."""
-    model = peft.get_peft_model(load_base(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     torch.manual_seed(seed)
+    model = peft.get_peft_model(load_base(base), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

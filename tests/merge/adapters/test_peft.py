@@ -181,6 +181,10 @@ def test_embeddings_that_the_base_ties(tie: bool, tmp_path: Path) -> None:
 
 
 def test_weights_stored_the_other_way_round(tmp_path: Path) -> None:
+    """GPT-2's Conv1D modules store weights as [in, out].
+
+    The config of `a` says so, that of `b` leaves it to PEFT; the embedding of `b` is stored as everywhere.
+    """
     base = save_base(tmp_path / "base", "gpt2")
     every: dict[str, Settings] = {
         "a": {"r": 2, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True},
