@@ -190,7 +190,7 @@ def apply_chat_template(
     )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
+def render(tokenizer: PreTrainedTokenizerBase, item: Item) -> list[int]:
     """The prompt's token ids: a text as it stands, chat messages through the tokenizer's chat template.
 
     Raises:
@@ -236,7 +236,7 @@ def as_seen(tokenizer: PreTrainedTokenizerBase, item: Item, key: str) -> str:
     """A prompt as text, as the model sees it, with its special tokens; `key` is the digest of its token ids."""
     texts = _prompt_texts(tokenizer)
     if key not in texts:
-        texts[key] = str(tokenizer.decode(prompt_ids(tokenizer, item), skip_special_tokens=False))
+        texts[key] = str(tokenizer.decode(render(tokenizer, item), skip_special_tokens=False))
     return texts[key]
 
 

@@ -20,7 +20,7 @@ from souping.evaluate.templates import (
     PROCESS,
     TemplateStoppedError,
     apply_chat_template,
-    prompt_ids,
+    render,
     render_task,
 )
 from tests.support.choices import slow_unless
@@ -92,7 +92,7 @@ def test_a_template_gives_what_the_tokenizer_gives(tokenizer: Any, name: str, to
 def test_a_template_that_fills_the_memory_is_refused(tokenizer: Any, name: str) -> None:
     tokenizer.chat_template = TOO_MUCH[name]
     with pytest.raises(UserError, match="item i: "):
-        prompt_ids(tokenizer, item())
+        render(tokenizer, item())
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK, TOO_LONG))
@@ -102,18 +102,18 @@ def test_a_template_that_does_not_end_is_stopped(
     tokenizer.chat_template = TOO_LONG[name]
     monkeypatch.setattr(templates, "TEMPLATE_TIMEOUT_S", 0.3)
     with pytest.raises(UserError, match=r"item i: .*did not end"):
-        prompt_ids(tokenizer, item())
+        render(tokenizer, item())
 
 
 def test_one_process_renders_all_and_a_new_one_follows_one_that_was_stopped(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0].content }}"
-    first = prompt_ids(tokenizer, item("red")), child().pid
-    assert first == (prompt_ids(tokenizer, item("red")), child().pid)
+    first = render(tokenizer, item("red")), child().pid
+    assert first == (render(tokenizer, item("red")), child().pid)
     tokenizer.chat_template = "{{ 'x' * 3000000000 }}"
     with pytest.raises(UserError):
-        prompt_ids(tokenizer, item())
+        render(tokenizer, item())
     tokenizer.chat_template = "{{ messages[0].content }}"
-    assert prompt_ids(tokenizer, item("red")) == first[0]
+    assert render(tokenizer, item("red")) == first[0]
     assert child().pid != first[1]
 
 
@@ -123,7 +123,7 @@ def test_the_process_has_no_secrets_and_a_session_of_its_own(
     PROCESS.close()
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     tokenizer.chat_template = "{{ messages[0].content }}"
-    prompt_ids(tokenizer, item("red"))
+    render(tokenizer, item("red"))
     assert "hf_secret" not in child().environ().values()
     assert os.getsid(child().pid) == child().pid  # a Ctrl-C on the terminal does not reach it
 

@@ -26,7 +26,7 @@ from souping.evaluate.engines.base import (
     prompt_key,
 )
 from souping.evaluate.machine import MachineSettings
-from souping.evaluate.templates import IDS, Decoding, prompt_ids, sampler
+from souping.evaluate.templates import IDS, Decoding, render, sampler
 
 if TYPE_CHECKING:
     import torch
@@ -162,7 +162,7 @@ def _answers(
 
     # This is for the calling thread alone.
     torch.set_num_threads(settings.machine.resolved_threads)
-    prompts = [prompt_ids(model.tokenizer, item) for item in items]
+    prompts = [render(model.tokenizer, item) for item in items]
     limit = context_length(model)
     answers = dict[int, Answer]()
     # {(tokens that the answers may have, number of a prompt that stays alone): numbers of the prompts}

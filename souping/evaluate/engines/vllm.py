@@ -49,7 +49,7 @@ from souping.evaluate.engines.base import (
 )
 from souping.evaluate.machine import MachineSettings
 from souping.evaluate.servers.server_process import PidGuard
-from souping.evaluate.templates import Decoding, prompt_ids
+from souping.evaluate.templates import Decoding, render
 from souping.evaluate.tool_arguments import (
     GPU_FRACTION,
     WITHOUT_EFFECT,
@@ -179,7 +179,7 @@ class VllmEngine(Engine):
         # (number of an item, prompt, arguments of `vllm.SamplingParams`) if the prompt fits the context.
         requests = list[tuple[int, list[int], JsonObject]]()
         for number, item in enumerate(items):
-            prompt = prompt_ids(model.tokenizer, item)
+            prompt = render(model.tokenizer, item)
             max_new, reason = answer_room(prompt, settings.max_new_tokens, engine.context_length)
             if reason:
                 answers[number] = Answer.none(prompt, reason)
