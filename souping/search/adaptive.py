@@ -601,7 +601,7 @@ class BoundModel:
             scores.table, scores.item_samples, scores.weights, rise=0.0, singles=single_lengths
         )
         self._items = [bound.covers(space.categories) for bound in self._bounds]
-        self._reference_soup = position_of(bounds.against, space, points)
+        self._reference_soup = _position_of(bounds.against, space, points)
 
     def observe(self, soup: int, items: slice | list[int], lengths: FloatArray) -> None:
         """Take in the tokens of a soup's answers to some items of the split."""
@@ -648,7 +648,7 @@ class BoundModel:
         return _normal_cdf((bound.margin + difference) / sd)
 
 
-def position_of(model: str, space: SearchSpace, points: Sequence[Weights]) -> int | None:
+def _position_of(model: str, space: SearchSpace, points: Sequence[Weights]) -> int | None:
     """Position of a single model among the points; None if it is not an ingredient, or not a point."""
     if model not in space.ingredients:
         return None
