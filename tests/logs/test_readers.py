@@ -381,6 +381,7 @@ def test_an_inspect_log_that_unpacks_to_more_than_any_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A zip may unpack to a hundred times its size, or to 256 MB if that is more: here to 1 MB."""
+    pytest.importorskip("inspect_ai")
     monkeypatch.setattr("souping.core.files.UNPACKED_BYTES", 1 << 20)
     log = tmp_path / "log.eval"
     for size, refused in ((1 << 20, False), ((1 << 20) + 1, True)):

@@ -65,8 +65,7 @@ def test_a_live_module_becomes_the_soup_that_is_written(kind: str, tmp_path: Pat
 def test_adapters_of_the_language_model_are_averaged(
     kind: str, tmp_path: Path, souping: Cli
 ) -> None:
-    import peft
-
+    peft = pytest.importorskip("peft")
     (base,) = save_pool(kind, tmp_path, "o")
     merged = []
     for seed, name in enumerate("ab"):
